@@ -1,0 +1,76 @@
+"""Milliseconds and token counts per stage, recorded only while someone asks.
+
+    with record() as recorder:
+        model.generate(...)
+    recorder.milliseconds["vision_tower"], recorder.compressions
+
+Code that belongs to a stage runs inside `with stage("vision_tower", device):`. Without an active recorder a stage
+costs one context-variable look-up: nothing is timed and no device is synchronised. Recorders are per context (thread
+or task), so two threads measuring two models do not mix.
+"""
+
+import contextlib
+import contextvars
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+STAGES = ("decode_video", "preprocess", "vision_tower", "projector", "compression", "prefill", "decode")
+"""Stage names in the order of the data flow; `decode` is the sum over generated tokens after the first."""
+
+_active: contextvars.ContextVar["Recorder | None"] = contextvars.ContextVar("llava_recorder", default=None)
+
+
+@dataclass
+class Recorder:
+    """What one `record()` block saw.
+
+    Attributes:
+        milliseconds: wall-clock milliseconds per stage name, summed over the block; devices are synchronised at
+            stage boundaries.
+        compressions: the `CompressionResult.stats` of every compressed video, in order.
+    """
+
+    milliseconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    compressions: list[Any] = field(default_factory=list)
+
+
+@contextlib.contextmanager
+def record() -> Iterator[Recorder]:
+    """Record stages run in this context. Nested blocks record separately: the innermost one wins."""
+    recorder = Recorder()
+    token = _active.set(recorder)
+    try:
+        yield recorder
+    finally:
+        _active.reset(token)
+
+
+def active() -> Recorder | None:
+    """The recorder of the innermost `record()` block, or None."""
+    return _active.get()
+
+
+@contextlib.contextmanager
+def stage(name: str, device: torch.device | None = None) -> Iterator[None]:
+    """Add the time of this block to stage `name` of the active recorder, if there is one."""
+    recorder = _active.get()
+    if recorder is None:
+        yield
+        return
+    _synchronise(device)
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        _synchronise(device)
+        recorder.milliseconds[name] += 1000 * (time.perf_counter() - start)
+
+
+def _synchronise(device: torch.device | None) -> None:
+    if device is not None and device.type == "cuda":
+        torch.cuda.synchronize(device)
