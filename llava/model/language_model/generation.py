@@ -1,0 +1,108 @@
+"""Generation from embedded prompts: padding side, rotary positions, greedy defaults without warnings."""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+
+from llava.errors import UserError
+from llava.model.llava_arch import Images
+
+SAMPLING_KEYS = ("temperature", "top_p", "top_k", "min_p", "typical_p")
+"""Arguments that only sampling reads; transformers warns when a greedy run carries them."""
+
+
+class LlavaGenerationMixin:
+    """`generate` for prompts with videos, on top of transformers' own generation loop."""
+
+    @torch.no_grad()
+    def generate(
+        self: Any,
+        inputs: torch.Tensor | None = None,
+        images: Images | None = None,
+        image_sizes: Sequence[Sequence[int]] | None = None,
+        modalities: str | Sequence[str] = "image",
+        **kwargs: Any,
+    ) -> Any:
+        """Generate text, returning only the new tokens.
+
+        The prompts are embedded and padded on the left whatever `tokenizer_padding_side` says, so that every row of
+        a batch continues right after its own last token.
+
+        Args:
+            inputs: (rows, length) int64 prompt ids; padding, on either side, is what `attention_mask` hides.
+            images, image_sizes, modalities: as in `forward`.
+            **kwargs: transformers' generation arguments, and `attention_mask` (rows, length).
+
+        Returns:
+            (rows, new tokens) int64, or transformers' output object with `return_dict_in_generate=True`.
+
+        Raises:
+            UserError: no prompt, prompt and videos that do not fit, or `position_ids` / `inputs_embeds` given.
+        """
+        if inputs is None:
+            inputs = kwargs.pop("input_ids", None)
+        for key in ("position_ids", "inputs_embeds"):
+            if kwargs.pop(key, None) is not None:
+                raise UserError(f"generate derives {key} itself; pass the prompt's token ids, images and attention_mask.")
+        if inputs is None:
+            raise UserError("generate needs the prompt's token ids: model.generate(input_ids, images=...).")
+        prompt = self.splice(inputs, kwargs.pop("attention_mask", None), None, images, modalities, "left")
+        return super().generate(  # type: ignore[misc]
+            inputs_embeds=prompt.embeds,
+            attention_mask=prompt.attention_mask.long(),
+            prompt_position_ids=prompt.position_ids,
+            **with_generation_config(kwargs, self.generation_config),
+        )
+
+    def prepare_inputs_for_generation(
+        self: Any,
+        input_ids: torch.Tensor,
+        past_key_values: Any = None,
+        inputs_embeds: torch.Tensor | None = None,
+        prompt_position_ids: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """One step's inputs: the prompt keeps its own position ids, each new token takes the last one plus one.
+
+        `prompt_position_ids` (rows, prompt length) int64 comes from `generate`; without it this is transformers'
+        own method.
+        """
+        step = super().prepare_inputs_for_generation(  # type: ignore[misc]
+            input_ids, past_key_values=past_key_values, inputs_embeds=inputs_embeds, **kwargs
+        )
+        if prompt_position_ids is None:
+            return step
+        inputs = step["input_ids"] if step.get("inputs_embeds") is None else step["inputs_embeds"]
+        done = past_key_values.get_seq_length()
+        end = done + inputs.shape[1]
+        new = torch.arange(1, end - prompt_position_ids.shape[1] + 1, device=prompt_position_ids.device)
+        positions = torch.cat([prompt_position_ids, prompt_position_ids[:, -1:] + new], dim=1)
+        step["position_ids"] = positions[:, done:end]
+        return step
+
+
+def with_generation_config(kwargs: dict[str, Any], defaults: GenerationConfig) -> dict[str, Any]:
+    """Fold generation arguments into one config, as transformers 5 asks.
+
+    A run that does not sample loses its sampling settings (the published checkpoints carry some, and scripts pass
+    `temperature=0`), and a missing padding token becomes the end-of-text token. A caller's own `generation_config`
+    is left alone.
+    """
+    if "generation_config" in kwargs:
+        return kwargs
+    kwargs = dict(kwargs)
+    config = copy.deepcopy(defaults)
+    if kwargs.get("temperature") == 0:
+        kwargs["do_sample"] = False
+    if not kwargs.get("do_sample", config.do_sample):
+        for key in SAMPLING_KEYS:
+            kwargs.pop(key, None)
+            setattr(config, key, None)
+    remaining = config.update(**kwargs)
+    if config.pad_token_id is None and config.eos_token_id is not None:
+        eos = config.eos_token_id
+        config.pad_token_id = eos if isinstance(eos, int) else eos[0]
+    return {"generation_config": config, **remaining}

@@ -1,0 +1,86 @@
+"""LLaVA on Qwen2, under the class names and parameter names of the original checkpoints."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen2Model
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from llava.instrument import stage
+from llava.model.language_model.generation import LlavaGenerationMixin
+from llava.model.llava_arch import Images, LlavaMetaForCausalLM, LlavaMetaModel
+
+
+class LlavaQwenConfig(Qwen2Config):
+    """Qwen2's configuration plus LLaVA's `mm_*` keys, which are kept as plain attributes."""
+
+    model_type = "llava_qwen"
+
+
+class LlavaQwenModel(LlavaMetaModel, Qwen2Model):
+    """Qwen2's decoder with a vision tower, a projector and a newline embedding."""
+
+    config_class = LlavaQwenConfig
+
+    def __init__(self, config: LlavaQwenConfig) -> None:
+        super().__init__(config)
+        self.build_multimodal()
+
+
+class LlavaQwenForCausalLM(LlavaGenerationMixin, LlavaMetaForCausalLM, Qwen2ForCausalLM):
+    """The model that reads videos and writes text."""
+
+    config_class = LlavaQwenConfig
+    _no_split_modules = ["Qwen2DecoderLayer", "SiglipEncoderLayer"]
+
+    def __init__(self, config: LlavaQwenConfig) -> None:
+        super(Qwen2ForCausalLM, self).__init__(config)
+        self.model = LlavaQwenModel(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.token_compression = None
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        images: Images | None = None,
+        image_sizes: Sequence[Sequence[int]] | None = None,
+        modalities: str | Sequence[str] = "image",
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Qwen2's forward pass after inserting `images` into the prompt.
+
+        `images`, `image_sizes` and `modalities` are those of `prepare_inputs_labels_for_multimodal`. With
+        `inputs_embeds` this is exactly Qwen2's forward pass: 4-D masks and position ids are passed on.
+        """
+        if inputs_embeds is None:
+            input_ids, position_ids, attention_mask, past_key_values, inputs_embeds, labels = (
+                self.prepare_inputs_labels_for_multimodal(
+                    input_ids, position_ids, attention_mask, past_key_values, labels, images, modalities, image_sizes
+                )
+            )
+        length = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]
+        with stage("prefill" if length > 1 else "decode", self.device):
+            return super().forward(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                inputs_embeds=inputs_embeds,
+                labels=labels,
+                use_cache=use_cache,
+                **kwargs,
+            )
+
+
+AutoConfig.register("llava_qwen", LlavaQwenConfig, exist_ok=True)
+AutoModelForCausalLM.register(LlavaQwenConfig, LlavaQwenForCausalLM, exist_ok=True)

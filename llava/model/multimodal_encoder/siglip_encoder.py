@@ -1,0 +1,121 @@
+"""SigLIP as LLaVA uses it: without the last encoder layer, the final layer norm and the pooling head."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import SiglipVisionConfig
+from transformers.models.siglip.modeling_siglip import SiglipEncoder, SiglipPreTrainedModel, SiglipVisionEmbeddings
+
+from llava.errors import CheckpointError, UserError
+from llava.model.multimodal_encoder.image_processor import SigLipImageProcessor
+
+PUBLISHED_TOWERS: dict[str, dict[str, Any]] = {
+    "google/siglip-so400m-patch14-384": {
+        "hidden_size": 1152,
+        "intermediate_size": 4304,
+        "num_hidden_layers": 27,
+        "num_attention_heads": 16,
+        "image_size": 384,
+        "patch_size": 14,
+        "hidden_act": "gelu_pytorch_tanh",
+        "layer_norm_eps": 1e-6,
+    },
+}
+"""Towers that checkpoints name without carrying their configuration."""
+
+
+def vision_config_of(config: Any) -> SiglipVisionConfig:
+    """The tower's configuration: the checkpoint's `vision_config`, or else the published one of the named tower.
+
+    Raises:
+        CheckpointError: no `vision_config`, and `mm_vision_tower` is not a tower this version knows.
+    """
+    fields = getattr(config, "vision_config", None)
+    if fields is None:
+        name = config.mm_vision_tower
+        if name not in PUBLISHED_TOWERS:
+            raise CheckpointError(
+                f"The checkpoint names the vision tower {name!r}, which this version does not know "
+                f"({', '.join(PUBLISHED_TOWERS)}); add its SigLIP configuration to config.json as vision_config."
+            )
+        fields = PUBLISHED_TOWERS[name]
+    return SiglipVisionConfig(**{key: value for key, value in fields.items() if key != "model_type"})
+
+
+class _VisionModel(nn.Module):
+    """Embeddings and all encoder layers but the last. `post_layernorm` is in every checkpoint and is not used."""
+
+    def __init__(self, config: SiglipVisionConfig) -> None:
+        super().__init__()
+        self.embeddings = SiglipVisionEmbeddings(config)
+        self.encoder = SiglipEncoder(config)
+        del self.encoder.layers[-1]
+        self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+
+class CutSiglipVisionModel(SiglipPreTrainedModel):
+    """SigLIP's vision model without its last layer and its head, under the original parameter names."""
+
+    config_class = SiglipVisionConfig
+
+    def __init__(self, config: SiglipVisionConfig) -> None:
+        super().__init__(config)
+        self.vision_model = _VisionModel(config)
+        self.post_init()
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """(frames, 3, side, side) -> (frames, patches, hidden): the output of the last kept layer."""
+        hidden = self.vision_model.embeddings(pixel_values)
+        return self.vision_model.encoder(inputs_embeds=hidden).last_hidden_state
+
+
+class SigLipVisionTower(nn.Module):
+    """The vision tower of a LLaVA model, with the image processor that belongs to it.
+
+    Attributes:
+        image_processor: turns frames into this tower's pixel tensor.
+        num_patches_per_side, num_patches: patch grid of one frame.
+        hidden_size: width of the features.
+    """
+
+    def __init__(self, config: Any, attn_implementation: str | None = None) -> None:
+        super().__init__()
+        vision_config = vision_config_of(config)
+        vision_config._attn_implementation = attn_implementation
+        self.config = vision_config
+        self.vision_tower = CutSiglipVisionModel(vision_config)
+        self.image_processor = SigLipImageProcessor(vision_config.image_size)
+        self.hidden_size = vision_config.hidden_size
+        self.num_patches_per_side = vision_config.image_size // vision_config.patch_size
+        self.num_patches = self.num_patches_per_side**2
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Encode a batch of frames.
+
+        Args:
+            images: (frames, 3, image_size, image_size), any float dtype and device.
+
+        Returns:
+            (frames, num_patches, hidden_size) in the dtype of `images`, on the tower's device.
+
+        Raises:
+            UserError: frames of another size.
+        """
+        side = self.config.image_size
+        if images.ndim != 4 or images.shape[1:] != (3, side, side):
+            raise UserError(
+                f"The vision tower takes (frames, 3, {side}, {side}) pixels, not {tuple(images.shape)}; "
+                "use the image processor that load_pretrained_model returns."
+            )
+        return self.vision_tower(images.to(device=self.device, dtype=self.dtype)).to(images.dtype)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the tower's weights."""
+        return self.vision_tower.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the tower's weights."""
+        return self.vision_tower.device
