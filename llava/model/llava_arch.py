@@ -246,6 +246,8 @@ def _check_modalities(modalities: str | Sequence[str], items: int, used: Sequenc
         UserError: fewer or more modalities than items, or an item that is not a video.
     """
     per_item = [modalities] * items if isinstance(modalities, str) else list(modalities)
+    if items == 0:
+        return
     if len(per_item) != items:
         raise UserError(
             f"{len(per_item)} modalities were given for {items} images or videos; give one per item, "

@@ -18,6 +18,19 @@ class LlavaQwenConfig(Qwen2Config):
 
     model_type = "llava_qwen"
 
+    def to_diff_dict(self) -> dict[str, Any]:
+        """What is saved: also `rope_theta` and `torch_dtype`, for programs that read the older names."""
+        fields = super().to_diff_dict()
+        fields["rope_theta"] = self.rope_parameters["rope_theta"]
+        fields["torch_dtype"] = fields.get("dtype")
+        return fields
+
+
+class LlavaQwenZipConfig(LlavaQwenConfig):
+    """Configuration of the published LLaVA-Scissor baselines: the same model with `mm_use_zip` keys."""
+
+    model_type = "llava_qwen_zip"
+
 
 class LlavaQwenModel(LlavaMetaModel, Qwen2Model):
     """Qwen2's decoder with a vision tower, a projector and a newline embedding."""
@@ -83,4 +96,5 @@ class LlavaQwenForCausalLM(LlavaGenerationMixin, LlavaMetaForCausalLM, Qwen2ForC
 
 
 AutoConfig.register("llava_qwen", LlavaQwenConfig, exist_ok=True)
+AutoConfig.register("llava_qwen_zip", LlavaQwenZipConfig, exist_ok=True)
 AutoModelForCausalLM.register(LlavaQwenConfig, LlavaQwenForCausalLM, exist_ok=True)
