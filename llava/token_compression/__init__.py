@@ -1,0 +1,27 @@
+"""Training-free compression of video tokens: pure functions on tensors, and a context manager for models.
+
+    result = compress(features, CompressionConfig(retention_ratio=0.1))
+
+Every file of this folder is imported here, so that a file with a `@register`ed function is all a new method takes.
+"""
+
+import importlib
+import pkgutil
+
+from llava.token_compression.compress import CompressionResult, CompressionStats, compress
+from llava.token_compression.config import CompressionConfig
+from llava.token_compression.context import compression
+from llava.token_compression.registry import list_methods, register
+
+__all__ = [
+    "CompressionConfig",
+    "CompressionResult",
+    "CompressionStats",
+    "compress",
+    "compression",
+    "list_methods",
+    "register",
+]
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")

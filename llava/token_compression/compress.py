@@ -1,0 +1,139 @@
+"""The one entry point of all methods: check the input, run the method, merge, record."""
+
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from llava.errors import ConfigError, UserError
+from llava.instrument import active, stage
+from llava.token_compression.config import CompressionConfig
+from llava.token_compression.merge import merge
+from llava.token_compression.registry import Kept, get_method
+from llava.token_compression.selection import select
+from llava.yaml_schema import did_you_mean
+
+
+@dataclass(frozen=True)
+class CompressionStats:
+    """Figures of one call of `compress`.
+
+    Attributes:
+        source_tokens: frames * tokens_per_frame.
+        spatial_tokens: tokens left by the step within frames, None for methods without one.
+        kept_tokens: tokens returned.
+        retention_ratio: kept_tokens / source_tokens.
+        similarity_threshold: the threshold applied; under an exact budget that of the last cut, None for methods
+            without one.
+        milliseconds: wall-clock time of the call, the device synchronised before and after.
+    """
+
+    source_tokens: int
+    spatial_tokens: int | None
+    kept_tokens: int
+    retention_ratio: float
+    similarity_threshold: float | None
+    milliseconds: float
+
+
+@dataclass(frozen=True)
+class CompressionResult:
+    """What `compress` returns.
+
+    Attributes:
+        tokens: (kept, dim), dtype and device of the features.
+        positions: (kept,) int64, strictly increasing: the flat source index `frame * tokens_per_frame + token` of
+            each kept token's representative.
+        assignment: (frames, tokens_per_frame) int64, the kept token each source token went into, -1 if dropped.
+        stats: counts and milliseconds.
+    """
+
+    tokens: Tensor
+    positions: Tensor
+    assignment: Tensor
+    stats: CompressionStats
+
+
+@torch.no_grad()
+def compress(features: Tensor, config: CompressionConfig, **inputs: object) -> CompressionResult:
+    """Compress the tokens of one video (or of the crops of one image).
+
+    All arithmetic is in float32 (float64 for float64 features), whatever the dtype of the features and outside of
+    any autocast; the same input gives the same bits on every run.
+
+    Args:
+        features: (frames, tokens_per_frame, dim), floating, finite, on any device.
+        config: method and size.
+        inputs: what the method declares that it needs.
+
+    Raises:
+        UserError: features of another shape or kind, or with NaN or infinity in them.
+        ConfigError: a size that these features cannot have; an input that is missing or that the method does not know.
+    """
+    _check_features(features)
+    _check_inputs(config, inputs)
+    _synchronise(features.device)
+    start = time.perf_counter()
+    with stage("compression", features.device), torch.autocast(features.device.type, enabled=False):
+        frames, tokens_per_frame, _ = features.shape
+        kept, assignment = _keep(features, config, inputs)
+        tokens = kept.tokens.to(features.dtype)
+        _synchronise(features.device)
+    stats = CompressionStats(
+        source_tokens=frames * tokens_per_frame,
+        spatial_tokens=kept.spatial_tokens,
+        kept_tokens=len(tokens),
+        retention_ratio=len(tokens) / (frames * tokens_per_frame),
+        similarity_threshold=kept.similarity_threshold,
+        milliseconds=1000 * (time.perf_counter() - start),
+    )
+    recorder = active()
+    if recorder is not None:
+        recorder.compressions.append(stats)
+    return CompressionResult(tokens, kept.positions, assignment.view(frames, tokens_per_frame), stats)
+
+
+def _keep(features: Tensor, config: CompressionConfig, inputs: dict[str, object]) -> tuple[Kept, Tensor]:
+    source = features.shape[0] * features.shape[1]
+    budget = config.budget(source)
+    if budget == source:
+        everything = select(features, torch.arange(source, device=features.device))
+        return everything, everything.membership
+    working = features.to(torch.promote_types(features.dtype, torch.float32))
+    kept = get_method(config.method).keep(working, config, budget, **inputs)
+    if not config.merge:
+        return kept, kept.membership
+    merged, assignment = merge(working.flatten(0, 1), kept.tokens, kept.membership)
+    return Kept(merged, kept.positions, kept.membership, kept.spatial_tokens, kept.similarity_threshold), assignment
+
+
+def _check_features(features: Tensor) -> None:
+    if not isinstance(features, Tensor) or not features.is_floating_point():
+        kind = features.dtype if isinstance(features, Tensor) else type(features).__name__
+        raise UserError(f"Features must be a floating-point tensor, got {kind}.")
+    if features.dim() != 3 or features.numel() == 0:
+        raise UserError(
+            f"Features must have the shape (frames, tokens_per_frame, dim), none of them 0; got {tuple(features.shape)}."
+        )
+    finite = features.isfinite().all(dim=-1).all(dim=-1)
+    if not finite.all():
+        frame = int(finite.logical_not().nonzero()[0])
+        raise UserError(f"The features of frame {frame} contain NaN or infinity; check the model's dtype and weights.")
+
+
+def _check_inputs(config: CompressionConfig, inputs: dict[str, object]) -> None:
+    needed = get_method(config.method).inputs
+    for name in needed:
+        if inputs.get(name) is None:
+            raise ConfigError(
+                f"Method {config.method!r} needs the input {name!r}: compress(features, config, {name}=...)."
+            )
+    for name in inputs:
+        if name not in needed:
+            raise ConfigError(f"Method {config.method!r} takes no input {name!r}{did_you_mean(name, needed)}.")
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

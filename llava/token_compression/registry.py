@@ -1,0 +1,87 @@
+"""The table of compression methods. A method is one function in one file of this folder:
+
+    @register("first")
+    def first(features, config, budget):
+        frames, tokens, dim = features.shape
+        positions = torch.arange(budget, device=features.device)
+        return select(features, positions)
+
+Every file of this folder is imported with the package, so that is all there is to adding one.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from llava.errors import ConfigError
+from llava.yaml_schema import did_you_mean
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a method keeps, before the final merge.
+
+    Attributes:
+        tokens: (kept, dim) in the dtype of the `features` that the method was given.
+        positions: (kept,) int64, strictly increasing flat source index of each kept token's representative.
+        membership: (frames * tokens_per_frame,) int64, the kept token each source token is part of, -1 for none.
+        spatial_tokens: tokens left by a first step within frames, if the method has one.
+        similarity_threshold: the threshold that was applied, if the method has one.
+    """
+
+    tokens: Tensor
+    positions: Tensor
+    membership: Tensor
+    spatial_tokens: int | None = None
+    similarity_threshold: float | None = None
+
+
+@dataclass(frozen=True)
+class Method:
+    """A registered method.
+
+    Attributes:
+        keep: called as `keep(features, config, budget, **inputs)` with features (frames, tokens_per_frame, dim),
+            finite, float32 or float64, and the exact number of tokens to keep, or None if the configuration gives a
+            threshold.
+        inputs: names of the further inputs that it needs.
+        takes_threshold: whether `similarity_threshold` means something to it.
+    """
+
+    keep: Callable[..., Kept]
+    inputs: tuple[str, ...]
+    takes_threshold: bool
+
+
+_methods: dict[str, Method] = {}
+
+
+def register(
+    name: str, inputs: tuple[str, ...] = (), takes_threshold: bool = False
+) -> Callable[[Callable[..., Kept]], Callable[..., Kept]]:
+    """Register the decorated function as compression method `name`; the arguments are described at `Method`."""
+
+    def add(keep: Callable[..., Kept]) -> Callable[..., Kept]:
+        if name in _methods:
+            raise ValueError(f"A compression method named {name!r} exists already.")
+        _methods[name] = Method(keep, inputs, takes_threshold)
+        return keep
+
+    return add
+
+
+def list_methods() -> list[str]:
+    """Names that `CompressionConfig(method=...)` accepts, sorted."""
+    return sorted(_methods)
+
+
+def get_method(name: str) -> Method:
+    """The method called `name`.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name not in _methods:
+        raise ConfigError(f"Unknown compression method {name!r}{did_you_mean(name, list_methods())}.")
+    return _methods[name]

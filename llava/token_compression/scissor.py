@@ -1,0 +1,175 @@
+"""LLaVA-Scissor: two steps of Semantic Connected Components (SCC), arXiv 2506.21862.
+
+The spatial step (Eq. 5) joins the tokens of each frame, the temporal step (Eq. 6) joins the representatives of all
+frames; both by the connected components of the graph whose edges are the cosine similarities above one threshold tau.
+
+With `similarity_threshold` that is all. With an exact budget of K tokens, tau is found instead of given. Threshold
+components are single-linkage clusters, so a maximum spanning forest holds the components at every tau, and cutting it
+gives every count. One forest over the tokens of each frame holds the spatial step at every tau; for one outcome of
+the spatial step, a second forest gives the temporal threshold at which K tokens are left. One tau for both steps is
+then a spatial tau whose temporal threshold is tau itself: `_cut_to` searches it, and cuts the temporal step to exactly
+K tokens wherever the search ends. Where no tau serves both (the frames have nothing in common), the spatial step is
+cut to K tokens and the temporal step has nothing left to do.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from llava.errors import ConfigError
+from llava.token_compression.components import (
+    UNRELATED,
+    degrees_above,
+    maximum_spanning_forest,
+    normalised,
+    similarities,
+    threshold_components,
+)
+from llava.token_compression.config import CompressionConfig
+from llava.token_compression.merge import group_means
+from llava.token_compression.registry import Kept, register
+
+TOLERANCE = 0.005
+"""How near to each other the thresholds of the two steps must come under an exact budget to end the search."""
+
+MAX_CUTS = 4
+"""How many outcomes of the spatial step the search looks at; each costs one similarity matrix."""
+
+
+@register("scissor", takes_threshold=True)
+def scissor(features: Tensor, config: CompressionConfig, budget: int | None) -> Kept:
+    """Semantic Connected Components within frames and over all frames, by threshold or to an exact count."""
+    generator = torch.Generator().manual_seed(config.seed)
+    if budget is None:
+        assert config.similarity_threshold is not None
+        return _threshold(features, config.similarity_threshold, config, generator)
+    frames = features.shape[0]
+    if config.temporal:
+        return _cut_to(features, budget, config.error_tolerance, generator)
+    if budget < frames:
+        raise ConfigError(
+            f"Without the temporal step {frames} frames leave at least {frames} tokens, one each, but {budget} are "
+            f"asked for; set temporal=True, or keep at least {frames}."
+        )
+    clusters, tau = Linkage(features, config.error_tolerance, generator).cut(budget)
+    return Kept(clusters.tokens, clusters.representatives, clusters.membership, budget, tau)
+
+
+def sample_vertices(shape: tuple[int, int], error_tolerance: float, generator: torch.Generator) -> Tensor | None:
+    """The vertices whose edges are looked at (Eq. 2): (graphs, vertices) bool on the CPU, or None for all.
+
+    In each graph of N vertices, min(N, ceil(ln(N) / epsilon^2)) are drawn without replacement.
+    """
+    graphs, n = shape
+    if n * error_tolerance**2 <= math.log(n):
+        return None
+    size = math.ceil(math.log(n) / error_tolerance**2)
+    drawn = torch.rand(graphs, n, generator=generator).argsort(dim=1)[:, :size]
+    return torch.zeros(graphs, n, dtype=torch.bool).scatter_(1, drawn, True)
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """A partition of n vectors.
+
+    Attributes:
+        tokens: (k, dim), the mean of each cluster (Eq. 4).
+        representatives: (k,) int64 ascending, each cluster's vertex of highest degree, the lowest one on ties.
+        membership: (n,) int64, the cluster of each vector.
+    """
+
+    tokens: Tensor
+    representatives: Tensor
+    membership: Tensor
+
+
+def form_clusters(vectors: Tensor, labels: Tensor, degrees: Tensor) -> Clusters:
+    """Clusters of vectors (n, dim) from component labels (n,) and vertex degrees (n,), in order of representatives."""
+    n = len(labels)
+    rank = degrees * n + torch.arange(n - 1, -1, -1, device=labels.device)
+    highest = torch.zeros_like(labels).scatter_reduce(0, labels, rank, "amax")[labels]
+    representative = n - 1 - highest % n  # of the cluster of each vertex
+    chosen = torch.zeros_like(labels).index_fill_(0, representative, 1)
+    membership = (chosen.cumsum(0) - 1)[representative]
+    representatives = chosen.nonzero().view(-1)
+    return Clusters(group_means(vectors, membership, len(representatives)), representatives, membership)
+
+
+class Linkage:
+    """Single-linkage clustering of each graph's vectors (graphs, n, dim), to be cut at any count."""
+
+    def __init__(self, vectors: Tensor, error_tolerance: float, generator: torch.Generator):
+        self.vectors = vectors.flatten(0, 1)
+        self.weights = similarities(normalised(vectors))
+        weights = self.weights
+        sampled = sample_vertices((vectors.shape[0], vectors.shape[1]), error_tolerance, generator)
+        if sampled is not None:
+            sampled = sampled.to(weights.device)
+            weights = weights.masked_fill(~(sampled[:, :, None] | sampled[:, None, :]), UNRELATED)
+        self.forest = maximum_spanning_forest(weights)
+
+    def cut(self, count: int) -> tuple[Clusters, float]:
+        """Exactly `count` clusters over all graphs, at least one in each, and the threshold of this cut."""
+        labels, tau = self.forest.cut(count)
+        return form_clusters(self.vectors, labels, degrees_above(self.weights, tau)), tau
+
+
+def _threshold(features: Tensor, tau: float, config: CompressionConfig, generator: torch.Generator) -> Kept:
+    """The published algorithm (Eq. 1 to 6)."""
+
+    def step(vectors: Tensor) -> Clusters:
+        sampled = sample_vertices((vectors.shape[0], vectors.shape[1]), config.error_tolerance, generator)
+        sampled = sampled if sampled is None else sampled.to(vectors.device)
+        return form_clusters(vectors.flatten(0, 1), *threshold_components(normalised(vectors), tau, sampled))
+
+    spatial = step(features)
+    if not config.temporal:
+        return Kept(spatial.tokens, spatial.representatives, spatial.membership, len(spatial.tokens), tau)
+    return _two_steps(spatial, step(spatial.tokens.unsqueeze(0)), tau)
+
+
+def _cut_to(features: Tensor, budget: int, error_tolerance: float, generator: torch.Generator) -> Kept:
+    """Exactly `budget` clusters after both steps, with thresholds that agree as far as `MAX_CUTS` attempts allow.
+
+    The temporal threshold falls as the spatial one rises (finer spatial clusters are less alike), so the two cross
+    once: a secant search between brackets, from the spatial count that shares the compression equally.
+    """
+    source = features.shape[0] * features.shape[1]
+    linkage = Linkage(features, error_tolerance, generator)
+    least = max(budget, features.shape[0])
+    count = min(source, max(least, round(math.sqrt(budget * source))))
+    low, high = -1.0, 1.0
+    tried: list[tuple[float, float]] = []  # spatial threshold, temporal minus spatial threshold
+    while True:
+        spatial, tau = linkage.cut(count)
+        temporal = Linkage(spatial.tokens.unsqueeze(0), error_tolerance, generator)
+        gap = temporal.forest.threshold(budget) - tau
+        tried.append((tau, gap))
+        low, high = (tau, high) if gap > 0 else (low, tau)
+        guess = _next_guess(tried, low, high)
+        previous, count = count, max(least, linkage.forest.components_above(guess))
+        if abs(gap) <= TOLERANCE or count == previous or len(tried) == MAX_CUTS:
+            return _two_steps(spatial, *temporal.cut(budget))
+
+
+def _next_guess(tried: list[tuple[float, float]], low: float, high: float) -> float:
+    """Where the line through the last two attempts crosses zero, kept between the brackets."""
+    (tau, gap) = tried[-1]
+    guess = tau + gap / 2
+    if len(tried) > 1:
+        before, gap_before = tried[-2]
+        if gap != gap_before:
+            guess = tau - gap * (tau - before) / (gap - gap_before)
+    return guess if low < guess < high else (low + high) / 2
+
+
+def _two_steps(spatial: Clusters, temporal: Clusters, tau: float) -> Kept:
+    return Kept(
+        temporal.tokens,
+        spatial.representatives[temporal.representatives],
+        temporal.membership[spatial.membership],
+        len(spatial.tokens),
+        tau,
+    )

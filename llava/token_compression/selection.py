@@ -1,0 +1,44 @@
+"""Methods that keep source tokens as they are: everything, and the selection rules of the paper's Table 4b."""
+
+import torch
+from torch import Tensor
+
+from llava.token_compression.config import CompressionConfig
+from llava.token_compression.registry import Kept, register
+
+
+@register("none")
+def none(features: Tensor, config: CompressionConfig, budget: int) -> Kept:
+    """Every token."""
+    return select(features, torch.arange(budget, device=features.device))
+
+
+@register("random")
+def random(features: Tensor, config: CompressionConfig, budget: int) -> Kept:
+    """Tokens drawn without replacement; the draw depends on `config.seed` alone, not on the device."""
+    total = features.shape[0] * features.shape[1]
+    drawn = torch.randperm(total, generator=torch.Generator().manual_seed(config.seed))[:budget]
+    return select(features, drawn.sort().values.to(features.device))
+
+
+@register("uniform")
+def uniform(features: Tensor, config: CompressionConfig, budget: int) -> Kept:
+    """Tokens at equal distances in source order, the first and (from two tokens on) the last included."""
+    total = features.shape[0] * features.shape[1]
+    steps = torch.arange(budget, device=features.device)
+    return select(features, steps * (total - 1) // max(1, budget - 1))
+
+
+@register("l2norm")
+def l2norm(features: Tensor, config: CompressionConfig, budget: int) -> Kept:
+    """Tokens with the largest Euclidean norm; equal norms by lowest source index."""
+    norms = features.flatten(0, 1).norm(dim=-1)
+    return select(features, norms.argsort(descending=True, stable=True)[:budget].sort().values)
+
+
+def select(features: Tensor, positions: Tensor) -> Kept:
+    """Keep the source tokens at these flat indices, in ascending order; no other token is part of a kept one."""
+    flat = features.flatten(0, 1)
+    membership = torch.full((len(flat),), -1, dtype=torch.int64, device=features.device)
+    membership[positions] = torch.arange(len(positions), device=features.device)
+    return Kept(flat[positions], positions, membership)
