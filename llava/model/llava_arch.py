@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,9 +15,7 @@ from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.model.newlines import VisualTokens, insert_newlines, newline_period
 from llava.model.pooling import pool_2x2
 from llava.model.splice import PaddedBatch, items_per_row, pad_rows, splice_row
-
-if TYPE_CHECKING:
-    from llava.token_compression import CompressionConfig
+from llava.token_compression import CompressionConfig, compress
 
 logger = logging.getLogger(__name__)
 
@@ -29,12 +27,10 @@ Images = torch.Tensor | Sequence[torch.Tensor]
 """One (frames, 3, side, side) tensor per video, or a 5-D tensor of videos of equal length."""
 
 
-def checkpoint_compression(config: Any) -> "CompressionConfig | None":
+def checkpoint_compression(config: Any) -> CompressionConfig | None:
     """The compression that a checkpoint's config.json asks for: the `mm_use_zip` keys of LLaVA-Scissor's baselines."""
     if not getattr(config, "mm_use_zip", False):
         return None
-    from llava.token_compression import CompressionConfig
-
     return CompressionConfig(
         similarity_threshold=getattr(config, "mm_zip_tau", 0.95),
         error_tolerance=getattr(config, "mm_zip_epsilon", 0.05),
@@ -77,7 +73,7 @@ class LlavaMetaForCausalLM:
     config: Any
     model: Any
     device: torch.device
-    token_compression: Any = None
+    token_compression: CompressionConfig | None = None
 
     def get_model(self) -> Any:
         """The decoder, which owns the multimodal modules."""
@@ -122,7 +118,7 @@ class LlavaMetaForCausalLM:
         features = self.encode_frames(torch.cat(list(images)) if len(images) > 1 else images[0])
         return [self._visual_tokens(video, config) for video in features.split([len(item) for item in images])]
 
-    def _visual_tokens(self, features: torch.Tensor, compression: "CompressionConfig | None") -> VisualTokens:
+    def _visual_tokens(self, features: torch.Tensor, compression: CompressionConfig | None) -> VisualTokens:
         frames, per_frame, dim = features.shape
         period = newline_period(self.config, frames, per_frame)
         newline = getattr(self.model, "image_newline", None)
@@ -134,8 +130,6 @@ class LlavaMetaForCausalLM:
         if compression is None:
             tokens, positions = features.reshape(-1, dim), torch.arange(frames * per_frame, device=features.device)
         else:
-            from llava.token_compression import compress
-
             result = compress(features, compression)
             tokens, positions = result.tokens, result.positions
         return insert_newlines(tokens, positions, frames * per_frame, newline, period)
