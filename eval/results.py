@@ -1,0 +1,124 @@
+"""Where results lie, when they are finished, and how they are kept.
+
+results/<name>/<benchmark>/<setting>/result.json     scores, token and time statistics, environment
+                                     samples.jsonl   every question with its answer, score, tokens and times
+                                     answers-*.jsonl  the same as they were given: what a run is resumed from
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from llava.answer_log import settings_fingerprint, source_digest
+from llava.config import Experiment, ModelConfig, setting_name
+from llava.errors import UserError
+from llava.token_compression import CompressionConfig
+
+
+def benchmark_folder(experiment: Experiment) -> Path:
+    return Path(experiment.evaluation.output_dir) / experiment.name / experiment.evaluation.benchmark
+
+
+def setting_folder(experiment: Experiment, compression: CompressionConfig) -> Path:
+    return benchmark_folder(experiment) / setting_name(compression)
+
+
+def answer_fingerprint(experiment: Experiment, compression: CompressionConfig) -> str:
+    """Of everything that an answer of this setting depends on, apart from the question."""
+    return settings_fingerprint(
+        experiment.model, experiment.video, compression, model_path=checkpoint_path(experiment.model)
+    )
+
+
+def result_fingerprint(experiment: Experiment, compression: CompressionConfig, data: str) -> str:
+    """Of everything that a result file depends on; `data` names the version of the benchmark's data."""
+    evaluation = experiment.evaluation
+    parts = (
+        answer_fingerprint(experiment, compression),
+        evaluation.benchmark,
+        str(evaluation.limit),
+        str(evaluation.max_new_tokens),
+        data,
+        source_digest(Path(__file__).parent),
+    )
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def finished_result(folder: Path, fingerprint: str) -> dict[str, Any] | None:
+    """The result in `folder` if it is that of `fingerprint`."""
+    result = _read_result(folder / "result.json")
+    return result if result and result.get("fingerprint") == fingerprint else None
+
+
+def prepare_folder(folder: Path, resume: bool) -> None:
+    """Make `folder` ready for a run: keep an older result under another name, forget answers unless `resume`.
+
+    Raises:
+        UserError: nothing can be written there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe-{os.getpid()}"
+        probe.write_text("writable")
+        probe.unlink()
+        older = _read_result(folder / "result.json")
+        if older:
+            suffix = str(older.get("fingerprint"))[:12]
+            for name in ("result.json", "samples.jsonl"):
+                if (folder / name).exists():
+                    os.replace(folder / name, (folder / name).with_suffix(f".{suffix}{Path(name).suffix}"))
+        if not resume:
+            for path in folder.glob("answers-*.jsonl"):
+                path.unlink()
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
+
+
+def write_result(folder: Path, result: dict[str, Any], samples: Iterable[dict[str, Any]]) -> None:
+    """Write samples.jsonl, then result.json, each of them whole or not at all."""
+    try:
+        _write_whole(folder / "samples.jsonl", "".join(json.dumps(sample) + "\n" for sample in samples))
+        _write_whole(folder / "result.json", json.dumps(result, indent=2, default=str) + "\n")
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
+
+
+def checkpoint_path(model: ModelConfig) -> str:
+    """`model.path`, with "tiny" replaced by the folder of the bundled checkpoint."""
+    if model.path != "tiny":
+        return model.path
+    from llava.assets import tiny_model_path
+
+    return str(tiny_model_path())
+
+
+def as_plain(experiment: Experiment, compression: CompressionConfig) -> dict[str, Any]:
+    """The full configuration of one setting, ready for JSON."""
+    plain = dataclasses.asdict(experiment)
+    del plain["compressions"]
+    return plain | {"compression": dataclasses.asdict(compression)}
+
+
+def _read_result(path: Path) -> dict[str, Any] | None:
+    try:
+        result = json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError):
+        return None
+    return result if isinstance(result, dict) else None
+
+
+def _write_whole(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+def _cannot_write(folder: Path, error: OSError) -> UserError:
+    return UserError(
+        f"Cannot write results to {folder}: {error.strerror or error}. Make room, or choose another folder with "
+        "evaluation.output_dir=FOLDER, and run the same command again: what is finished is kept."
+    )

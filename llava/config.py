@@ -1,0 +1,190 @@
+"""One experiment as a YAML file: which model, how videos are read, what is compressed, what is measured.
+
+    experiment = load_experiment("configs/onevision_7b.yaml", ["compression.retention_ratio=0.10"])
+
+Every value can be overridden as `section.key=value`, where the value is read as YAML. A misspelt key, a value of the
+wrong type or an impossible value is a `ConfigError` that names the file or the override, the key and the nearest
+valid name.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from llava.errors import ConfigError
+from llava.token_compression import CompressionConfig
+from llava.video import VideoConfig
+from llava.yaml_schema import build, did_you_mean, read_mapping
+
+BUDGETS = ("similarity_threshold", "retention_ratio", "retained_tokens")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What `load_pretrained_model` is asked for.
+
+    Attributes:
+        path: a folder in the original LLaVA layout, a hub name, or "tiny" for the bundled model.
+        name: the model name that picks the class; derived from `path` when None.
+        device: "auto" (the first CUDA device if there is one, else the CPU), "cpu", "cuda", "cuda:1" ...
+        dtype: "auto" (bfloat16 on CUDA, float32 on the CPU), "float32", "bfloat16" or "float16".
+        attn_implementation: "auto", "sdpa", "eager" or "flash_attention_2".
+        conv_template: a key of `llava.conversation.conv_templates`.
+    """
+
+    path: str = "tiny"
+    name: str | None = None
+    device: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
+    conv_template: str = "qwen_1_5"
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """What is measured, and where the results go.
+
+    Attributes:
+        benchmark: a task of lmms-eval, by its own name.
+        data: "hub" reads the benchmark's own data as lmms-eval does; "standin" writes and reads procedural videos.
+        data_dir: where stand-ins are written.
+        videos: how many videos the stand-in has; seed: which ones.
+        retention_ratios: the settings of a sweep, used when `compression` names no budget; 1.0 keeps everything.
+        limit: evaluate only the first questions of the benchmark.
+        max_new_tokens: at most so many tokens per answer; the benchmark's own number when None.
+        num_processes: "auto" is one per CUDA device, or one on the CPU.
+        output_dir: results go to `<output_dir>/<name>/<benchmark>/<setting>/`.
+        resume: reuse finished answers of earlier runs with the same settings.
+    """
+
+    benchmark: str = "videomme"
+    data: Literal["hub", "standin"] = "hub"
+    data_dir: str = "data"
+    videos: int = 60
+    seed: int = 0
+    retention_ratios: tuple[float, ...] = ()
+    limit: int | None = None
+    max_new_tokens: int | None = None
+    num_processes: int | Literal["auto"] = "auto"
+    output_dir: str = "results"
+    resume: bool = True
+
+    def __post_init__(self) -> None:
+        for ratio in self.retention_ratios:
+            if not 0 < ratio <= 1:
+                raise ConfigError(f"retention_ratios: {ratio} is outside (0, 1].")
+        for name in ("videos", "limit", "max_new_tokens", "num_processes"):
+            value = getattr(self, name)
+            if isinstance(value, int) and value < 1:
+                raise ConfigError(f"{name}: {value} must be at least 1.")
+        if self.data == "standin" and self.benchmark != "videomme":
+            raise ConfigError(
+                f"data: there is a stand-in of 'videomme' alone, not of {self.benchmark!r}; use data=hub."
+            )
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One YAML file with its overrides.
+
+    Attributes:
+        compressions: one config per result file: the single budget that `compression` names, or one per entry of
+            `evaluation.retention_ratios`.
+    """
+
+    name: str
+    compressions: tuple[CompressionConfig, ...]
+    model: ModelConfig = field(default_factory=ModelConfig)
+    video: VideoConfig = field(default_factory=VideoConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+
+@dataclass(frozen=True)
+class _File:
+    """The schema of the YAML file; `compression` is checked by `_compressions`, which may add the budget of a sweep."""
+
+    name: str
+    model: ModelConfig = field(default_factory=ModelConfig)
+    video: VideoConfig = field(default_factory=VideoConfig)
+    compression: dict[str, Any] = field(default_factory=dict)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+
+def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
+    """Read an experiment file and apply `section.key=value` overrides.
+
+    Raises:
+        ConfigError: the file or an override has an unknown key, a wrong type or an impossible value.
+    """
+    mapping = read_mapping(path)
+    experiment = _experiment(mapping, str(path))
+    for override in overrides:
+        mapping = _with_override(mapping, override)
+        experiment = _experiment(mapping, f"command line ({override})")
+    return experiment
+
+
+def setting_name(config: CompressionConfig) -> str:
+    """A folder name that tells one compression from another: r10, t0.9, k64, uniform-r10, r10-temporal=False."""
+    if config.method == "none":
+        return "r100"
+    budget = {
+        "r": None if config.retention_ratio is None else 100 * config.retention_ratio,
+        "t": config.similarity_threshold,
+        "k": config.retained_tokens,
+    }
+    parts = [f"{letter}{value:g}" for letter, value in budget.items() if value is not None]
+    if config.method != "scissor":
+        parts.insert(0, config.method)
+    for option in dataclasses.fields(config):
+        value = getattr(config, option.name)
+        if option.name not in ("method", *BUDGETS) and value != option.default:
+            parts.append(f"{option.name}={value}")
+    return "-".join(parts)
+
+
+def _experiment(mapping: Mapping[str, Any], where: str) -> Experiment:
+    file = build(_File, mapping, where)
+    return Experiment(
+        name=file.name,
+        compressions=_compressions(file, where),
+        model=file.model,
+        video=file.video,
+        evaluation=file.evaluation,
+    )
+
+
+def _compressions(file: _File, where: str) -> tuple[CompressionConfig, ...]:
+    """The budget that `compression` names, else one per retention ratio; a ratio of 1 is no compression at all."""
+    options = file.compression
+    ratios = file.evaluation.retention_ratios
+    where = f"{where}: compression"
+    if not ratios or options.get("method") == "none" or any(options.get(budget) is not None for budget in BUDGETS):
+        return (build(CompressionConfig, options, where),)
+    sweep = {ratio: build(CompressionConfig, options | {"retention_ratio": ratio}, where) for ratio in ratios}
+    return tuple(CompressionConfig(method="none") if ratio == 1 else config for ratio, config in sweep.items())
+
+
+def _with_override(mapping: Mapping[str, Any], override: str) -> dict[str, Any]:
+    """A copy of `mapping` with the value that `override`, `section.key=value` or `name=value`, asks for."""
+    keys, equals, text = override.partition("=")
+    section, dot, key = keys.strip().partition(".")
+    sections = [field.name for field in dataclasses.fields(_File)]
+    where = f"command line ({override})"
+    if not equals:
+        raise ConfigError(f"{where}: an override is written section.key=value, for example video.num_frames=16.")
+    if section not in sections:
+        raise ConfigError(f"{where}: unknown section {section!r}{did_you_mean(section, sections)}.")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"{where}: the value {text!r} is not valid YAML.") from None
+    if section == "name":
+        return {**mapping, "name": value}
+    if not dot or not key:
+        raise ConfigError(f"{where}: name a key of the section, as in {section}.key=value.")
+    return {**mapping, section: {**mapping.get(section, {}), key: value}}

@@ -1,0 +1,107 @@
+import json
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from eval.standin import read_kinds, write_home, write_video
+from llava.errors import UserError
+from llava.video import VideoConfig, load_video
+
+FINGERPRINT = "0123456789abcdef" * 4
+
+
+def make_videos(count):
+    for index in range(count):
+        questions = [
+            SimpleNamespace(
+                text=f"Which color has object {number}?",
+                options=["red", "green", "blue", "yellow"],
+                answer=number,
+                kind="color" if number else "count",
+                task_type="Attribute Perception" if number else "Counting Problem",
+            )
+            for number in range(3)
+        ]
+        frames = np.full((6, 32, 48, 3), 40 * index, dtype=np.uint8)
+        yield SimpleNamespace(index=index, frames=frames, fps=4.0, duration="short", questions=questions)
+
+
+READ_BACK = """
+import json
+from datasets import load_dataset
+from lmms_eval.tasks.videomme import utils
+rows = load_dataset("lmms-eval/Video-MME")["test"]
+out = []
+for row in rows:
+    (path,) = utils.videomme_doc_to_visual(row)
+    prompt = utils.videomme_doc_to_text(row, {"post_prompt": "POST"})
+    results = [utils.videomme_process_results(row, [letter])["videomme_perception_score"] for letter in "ABCD"]
+    out.append({"row": row, "path": path, "prompt": prompt, "scores": [result["score"] for result in results]})
+    aggregate = utils.videomme_aggregate_results(results)
+    assert aggregate == 25, aggregate
+print("OUTPUT" + json.dumps(out))
+"""
+
+
+def test_lmms_evals_own_task_reads_the_standin(tmp_path):
+    """In a process of its own, offline, as HF_HOME is read when the libraries are imported."""
+    home = tmp_path / "home"
+    write_home(home, make_videos(2), FINGERPRINT)
+    environment = os.environ | {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
+    for name in ("HF_DATASETS_CACHE", "HF_HUB_CACHE"):
+        environment.pop(name, None)
+    command = [sys.executable, "-c", READ_BACK]
+    process = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=100)
+    assert process.returncode == 0, process.stderr
+    samples = json.loads(process.stdout.partition("OUTPUT")[2])
+    assert len(samples) == 6
+    kinds = read_kinds(home)
+    for number, sample in enumerate(samples):
+        row, answer = sample["row"], number % 3
+        assert row["options"] == ["A. red", "B. green", "C. blue", "D. yellow"]
+        assert row["answer"] == "ABCD"[answer]
+        assert sample["scores"] == [float(letter == answer) for letter in range(4)]
+        assert f"Which color has object {answer}?\nA. red\nB. green\nC. blue\nD. yellow\nPOST" in sample["prompt"]
+        assert kinds[row["question_id"]] == ("color" if answer else "count")
+        assert sample["path"].startswith(str(home))
+
+
+def test_the_same_videos_are_the_same_bytes(tmp_path):
+    for name in ("first", "second"):
+        write_home(tmp_path / name, make_videos(1), FINGERPRINT)
+    files = [path.relative_to(tmp_path / "first") for path in (tmp_path / "first").rglob("*") if path.is_file()]
+    videos = [file for file in files if file.suffix == ".mp4"]
+    assert len(videos) == 1
+    for file in videos:
+        assert (tmp_path / "first" / file).read_bytes() == (tmp_path / "second" / file).read_bytes()
+
+
+def test_written_frames_come_back(tmp_path):
+    """Smooth frames, a different one each time, survive the encoder to within a few grey levels."""
+    ramp = np.linspace(0, 120, 32)[:, None, None] + np.linspace(0, 80, 48)[None, :, None]
+    frames = np.stack([(ramp + shift).repeat(3, axis=2) for shift in range(0, 50, 10)]).astype(np.uint8)
+    write_video(tmp_path / "video.mp4", frames, fps=4.0)
+    video = load_video(tmp_path / "video.mp4", VideoConfig(num_frames=5))
+    assert video.total_frames == 5
+    assert video.fps == pytest.approx(4.0)
+    assert np.abs(video.frames.astype(int) - frames).max() <= 6
+
+
+def test_an_interrupted_run_leaves_nothing_that_looks_finished(tmp_path):
+    def interrupted():
+        yield from make_videos(1)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_home(tmp_path / "home", interrupted(), FINGERPRINT)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_is_a_user_error(tmp_path):
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(UserError, match=r"taken.*evaluation\.data_dir"):
+        write_home(tmp_path / "taken" / "home", make_videos(1), FINGERPRINT)

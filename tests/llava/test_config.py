@@ -1,0 +1,131 @@
+from pathlib import Path
+
+import pytest
+
+from llava.config import load_experiment, setting_name
+from llava.errors import ConfigError
+from llava.token_compression import CompressionConfig
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+
+EXAMPLE = """\
+name: example
+video: {num_frames: 16}
+compression: {method: scissor, temporal: false}
+evaluation: {data: standin, retention_ratios: [1.0, 0.5, 0.1]}
+"""
+
+
+@pytest.fixture
+def example(tmp_path):
+    path = tmp_path / "example.yaml"
+    path.write_text(EXAMPLE)
+    return path
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_shipped_configs_load_and_sweep(path):
+    experiment = load_experiment(path)
+    assert experiment.name == path.stem or path.stem.startswith(experiment.name)
+    assert len({setting_name(config) for config in experiment.compressions}) == len(experiment.compressions) > 1
+
+
+def test_sweep_has_one_setting_per_ratio_and_keeps_the_options(example):
+    full, half, tenth = load_experiment(example).compressions
+    assert full == CompressionConfig(method="none")
+    assert half == CompressionConfig(retention_ratio=0.5, temporal=False)
+    assert tenth == CompressionConfig(retention_ratio=0.1, temporal=False)
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("compression.retention_ratio=0.10", CompressionConfig(retention_ratio=0.1, temporal=False)),
+        ("compression.similarity_threshold=0.9", CompressionConfig(similarity_threshold=0.9, temporal=False)),
+        ("compression.retained_tokens=64", CompressionConfig(retained_tokens=64, temporal=False)),
+    ],
+)
+def test_a_budget_on_the_command_line_replaces_the_sweep(example, override, expected):
+    assert load_experiment(example, [override]).compressions == (expected,)
+
+
+def test_overrides_reach_every_section_and_the_last_one_counts(example):
+    overrides = ["name=other", "model.path=some/model", "video.num_frames=4", "video.num_frames=8", "video.start=null"]
+    experiment = load_experiment(example, [*overrides, "evaluation.retention_ratios=[0.25]", "model.dtype=float32"])
+    assert (experiment.name, experiment.model.path, experiment.model.dtype) == ("other", "some/model", "float32")
+    assert (experiment.video.num_frames, experiment.video.start) == (8, None)
+    assert [config.retention_ratio for config in experiment.compressions] == [0.25]
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("compression.retention_ratoi=0.1", ["retention_ratoi", "did you mean 'retention_ratio'"]),
+        ("compresion.retention_ratio=0.1", ["compresion", "did you mean 'compression'"]),
+        ("compression.retention_ratio=1.5", ["retention_ratio", "1.5"]),
+        ("compression.retention_ratio=ten", ["retention_ratio", "a number", "ten"]),
+        ("compression.retention_ratio=1e-1", ["retention_ratio", "0.1"]),
+        ("compression.method=scisor", ["scisor", "scissor"]),
+        ("video.num_frames=0", ["num_frames", "0"]),
+        ("video.num_frames=eight", ["num_frames", "eight"]),
+        ("model.dtype=float8", ["dtype", "float8", "bfloat16"]),
+        ("evaluation.limit=0", ["limit", "0"]),
+        ("evaluation.retention_ratios=[0.5,2]", ["retention_ratios", "2"]),
+        ("evaluation.data=cloud", ["data", "cloud", "standin"]),
+        ("evaluation.benchmark=mvbench", ["stand-in", "mvbench"]),
+        ("evaluation.limit", ["section.key=value"]),
+        ("video=3", ["key of the section"]),
+        ("video.num_frames=[1", ["not valid YAML"]),
+    ],
+)
+def test_a_wrong_override_names_itself_and_the_way_out(example, override, words):
+    with pytest.raises(ConfigError) as error:
+        load_experiment(example, [override])
+    message = str(error.value)
+    assert message.startswith(f"command line ({override})")
+    assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("name: a\nvidoe: {}\n", ["vidoe", "did you mean 'video'"]),
+        ("model: {}\n", ["'name'", "missing"]),
+        ("name: a\nmodel: {device: 1}\n", ["device", "text"]),
+        ("name: a\ncompression: {retention_ratio: 0.1, similarity_threshold: 0.9}\n", ["exactly one"]),
+        ("name: a\nevaluation:\n", ["evaluation", "nothing"]),
+        ("name: [a\n", ["not valid YAML"]),
+        ("- a\n", ["keys and values"]),
+    ],
+)
+def test_a_wrong_file_is_named(tmp_path, content, words):
+    path = tmp_path / "wrong.yaml"
+    path.write_text(content)
+    with pytest.raises(ConfigError) as error:
+        load_experiment(path, ["video.num_frames=4"])
+    assert str(path) in str(error.value)
+    assert all(word in str(error.value) for word in words), str(error.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="nowhere.yaml"):
+        load_experiment(tmp_path / "nowhere.yaml")
+
+
+def test_setting_names_tell_settings_apart():
+    configs = [
+        CompressionConfig(method="none"),
+        CompressionConfig(retention_ratio=0.1),
+        CompressionConfig(retention_ratio=0.15),
+        CompressionConfig(retention_ratio=0.1, temporal=False),
+        CompressionConfig(retention_ratio=0.1, merge=False),
+        CompressionConfig(retention_ratio=0.1, seed=3),
+        CompressionConfig(similarity_threshold=0.1),
+        CompressionConfig(similarity_threshold=0.1, error_tolerance=0.05),
+        CompressionConfig(retained_tokens=10),
+        CompressionConfig(method="uniform", retention_ratio=0.1),
+    ]
+    names = [setting_name(config) for config in configs]
+    assert len(set(names)) == len(names)
+    assert names[:2] == ["r100", "r10"]
+    assert not any("/" in name or " " in name for name in names)
