@@ -21,10 +21,13 @@ UNRELATED = -2.0
 
 
 def normalised(vectors: Tensor) -> Tensor:
-    """Vectors (..., dim) scaled to length 1 without overflow or underflow; a zero vector stays zero."""
-    scale = torch.linalg.vector_norm(vectors, ord=float("inf"), dim=-1, keepdim=True)
-    scaled = vectors / torch.where(scale > 0, scale, 1)
-    return scaled.div_(torch.linalg.vector_norm(scaled, dim=-1, keepdim=True).clamp_min_(1))
+    """Vectors (..., dim) scaled to length 1; a zero vector stays zero."""
+    lengths = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
+    if not ((lengths > 1e-15) & (lengths < 1e15)).all():  # zero vectors, and squares that may under- or overflow
+        largest = torch.linalg.vector_norm(vectors, ord=float("inf"), dim=-1, keepdim=True)
+        vectors = vectors / torch.where(largest > 0, largest, 1)
+        lengths = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True).clamp_min(1)
+    return vectors / lengths
 
 
 def connected_components(adjacency: Tensor) -> Tensor:

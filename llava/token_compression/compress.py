@@ -114,7 +114,8 @@ def _check_features(features: Tensor) -> None:
         raise UserError(f"Features must be a floating-point tensor, got {kind}.")
     if features.dim() != 3 or features.numel() == 0:
         raise UserError(
-            f"Features must have the shape (frames, tokens_per_frame, dim), none of them 0; got {tuple(features.shape)}."
+            "Features must have the shape (frames, tokens_per_frame, dim), none of them 0; "
+            f"got {tuple(features.shape)}."
         )
     finite = features.isfinite().all(dim=-1).all(dim=-1)
     if not finite.all():

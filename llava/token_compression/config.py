@@ -56,10 +56,9 @@ class CompressionConfig:
         for name in ("temporal", "merge", "images"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} must be true or false, got {getattr(self, name)!r}.")
-        if self.position_ids not in ("contiguous", "source"):
-            raise ConfigError(
-                f"Unknown position_ids {self.position_ids!r}{did_you_mean(self.position_ids, ('contiguous', 'source'))}."
-            )
+        choices = ("contiguous", "source")
+        if self.position_ids not in choices:
+            raise ConfigError(f"Unknown position_ids {self.position_ids!r}{did_you_mean(self.position_ids, choices)}.")
         self._check_ranges()
         self._check_size(method.takes_threshold)
 

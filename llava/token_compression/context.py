@@ -32,8 +32,8 @@ def compression(model: Any, config: CompressionConfig | None = None, **settings:
         raise ConfigError(f"Give either a config or settings, not both; got a config and {', '.join(settings)}.")
     if "token_compression" not in vars(model) and not hasattr(type(model), "token_compression"):
         raise UserError(
-            f"{type(model).__name__} does not support token compression: it has no `token_compression` attribute of its "
-            "own. Pass a model from llava.model.builder.load_pretrained_model, without a wrapper around it."
+            f"{type(model).__name__} does not support token compression: it has no attribute `token_compression` of "
+            "its own. Pass a model from llava.model.builder.load_pretrained_model, without a wrapper around it."
         )
     before = model.token_compression
     model.token_compression = config

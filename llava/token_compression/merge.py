@@ -29,26 +29,26 @@ def group_means(vectors: Tensor, groups: Tensor, count: int) -> Tensor:
 
 
 def merge(source: Tensor, kept: Tensor, membership: Tensor) -> tuple[Tensor, Tensor]:
-    """Join every source token to its most similar kept token and average: Eq. 7 and 8.
+    """Join every source token to its most similar kept token (Eq. 7; the first one on ties) and average (Eq. 8).
+
+    Two kinds of source tokens stay where they are already: one that makes up a kept token alone, because no cosine
+    exceeds that with itself, and a zero vector, because it is similar to nothing.
 
     Args:
         source: (n, dim) source tokens, float32 or float64.
         kept: (k, dim) kept tokens.
-        membership: (n,) int64, the kept token that a source token already belongs to, -1 for none. A zero vector is
-            similar to nothing, so it stays there.
+        membership: (n,) int64, the kept token that a source token is part of, -1 for none.
 
     Returns:
         merged (k, dim), `(sum of joined + kept) / (number of joined + 1)`, and assignment (n,) int64.
     """
-    unit, targets = normalised(source), normalised(kept)
+    members = torch.bincount(membership[membership >= 0], minlength=len(kept))
+    settled = (membership >= 0) & ((members[membership] == 1) | source.eq(0).all(dim=1))
+    targets = normalised(kept)
     absent = targets.eq(0).all(dim=1)
-    nearest = torch.cat(
-        [
-            (block @ targets.T).masked_fill_(absent, -torch.inf).argmax(dim=1)
-            for block in unit.split(max(1, BLOCK_ENTRIES // len(kept)))
-        ]
-    )
-    stays = unit.eq(0).all(dim=1) & (membership >= 0)
-    assignment = torch.where(stays, membership, nearest)
+    assignment = membership.clone()
+    for rows in settled.logical_not().nonzero().view(-1).split(max(1, BLOCK_ENTRIES // len(kept))):
+        cosines = normalised(source[rows]) @ targets.T
+        assignment[rows] = cosines.masked_fill_(absent, -torch.inf).argmax(dim=1)
     sums, sizes = group_sums(source, assignment, len(kept))
     return sums.add_(kept) / (sizes + 1), assignment

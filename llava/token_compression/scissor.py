@@ -31,10 +31,10 @@ from llava.token_compression.config import CompressionConfig
 from llava.token_compression.merge import group_means
 from llava.token_compression.registry import Kept, register
 
-TOLERANCE = 0.005
+TOLERANCE = 0.01
 """How near to each other the thresholds of the two steps must come under an exact budget to end the search."""
 
-MAX_CUTS = 4
+MAX_CUTS = 3
 """How many outcomes of the spatial step the search looks at; each costs one similarity matrix."""
 
 
@@ -131,38 +131,39 @@ def _threshold(features: Tensor, tau: float, config: CompressionConfig, generato
 
 
 def _cut_to(features: Tensor, budget: int, error_tolerance: float, generator: torch.Generator) -> Kept:
-    """Exactly `budget` clusters after both steps, with thresholds that agree as far as `MAX_CUTS` attempts allow.
+    """Exactly `budget` clusters after both steps, with thresholds as near to each other as `MAX_CUTS` attempts find.
 
-    The temporal threshold falls as the spatial one rises (finer spatial clusters are less alike), so the two cross
-    once: a secant search between brackets, from the spatial count that shares the compression equally.
+    As a rule the temporal threshold falls as the spatial one rises (finer spatial clusters are less alike), so that
+    the two cross once: a secant search between brackets, starting from equal compression in both steps.
     """
     source = features.shape[0] * features.shape[1]
     linkage = Linkage(features, error_tolerance, generator)
     least = max(budget, features.shape[0])
-    count = min(source, max(least, round(math.sqrt(budget * source))))
-    low, high = -1.0, 1.0
-    tried: list[tuple[float, float]] = []  # spatial threshold, temporal minus spatial threshold
-    while True:
+    count = max(least, round(math.sqrt(budget * source)))
+    attempts: dict[int, tuple[float, float]] = {}  # spatial count: spatial threshold, temporal minus spatial threshold
+    nearest, smallest_gap = None, math.inf
+    while count not in attempts and len(attempts) < MAX_CUTS and smallest_gap > TOLERANCE:
         spatial, tau = linkage.cut(count)
         temporal = Linkage(spatial.tokens.unsqueeze(0), error_tolerance, generator)
         gap = temporal.forest.threshold(budget) - tau
-        tried.append((tau, gap))
-        low, high = (tau, high) if gap > 0 else (low, tau)
-        guess = _next_guess(tried, low, high)
-        previous, count = count, max(least, linkage.forest.components_above(guess))
-        if abs(gap) <= TOLERANCE or count == previous or len(tried) == MAX_CUTS:
-            return _two_steps(spatial, *temporal.cut(budget))
+        attempts[count] = tau, gap
+        if abs(gap) < smallest_gap:
+            nearest, smallest_gap = (spatial, *temporal.cut(budget)), abs(gap)
+        count = max(least, linkage.forest.components_above(_crossing(list(attempts.values()))))
+    assert nearest is not None
+    return _two_steps(*nearest)
 
 
-def _next_guess(tried: list[tuple[float, float]], low: float, high: float) -> float:
-    """Where the line through the last two attempts crosses zero, kept between the brackets."""
-    (tau, gap) = tried[-1]
+def _crossing(attempts: list[tuple[float, float]]) -> float:
+    """Where the thresholds of both steps should meet: attempts are (spatial threshold, temporal minus spatial)."""
+    low = max((tau for tau, gap in attempts if gap > 0), default=-1.0)
+    high = min((tau for tau, gap in attempts if gap <= 0), default=1.0)
+    tau, gap = attempts[-1]
     guess = tau + gap / 2
-    if len(tried) > 1:
-        before, gap_before = tried[-2]
-        if gap != gap_before:
-            guess = tau - gap * (tau - before) / (gap - gap_before)
-    return guess if low < guess < high else (low + high) / 2
+    if len(attempts) > 1 and gap != attempts[-2][1]:
+        before, gap_before = attempts[-2]
+        guess = tau - gap * (tau - before) / (gap - gap_before)
+    return guess if min(low, high) < guess < max(low, high) else (low + high) / 2
 
 
 def _two_steps(spatial: Clusters, temporal: Clusters, tau: float) -> Kept:
