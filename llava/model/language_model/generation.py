@@ -1,6 +1,5 @@
 """Generation from embedded prompts: padding side, rotary positions, greedy defaults without warnings."""
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,8 +9,8 @@ from transformers import GenerationConfig
 from llava.errors import UserError
 from llava.model.llava_arch import Images
 
-SAMPLING_KEYS = ("temperature", "top_p", "top_k", "min_p", "typical_p")
-"""Arguments that only sampling reads; transformers warns when a greedy run carries them."""
+NEUTRAL_SAMPLING = {"temperature": 1.0, "top_p": 1.0, "top_k": 50}
+"""Values at which transformers takes a setting as not given."""
 
 
 class LlavaGenerationMixin:
@@ -54,7 +53,7 @@ class LlavaGenerationMixin:
             inputs_embeds=prompt.embeds,
             attention_mask=prompt.attention_mask.long(),
             prompt_position_ids=prompt.position_ids,
-            **with_generation_config(kwargs, self.generation_config),
+            **without_warnings(kwargs, self.generation_config),
         )
 
     def prepare_inputs_for_generation(
@@ -84,25 +83,20 @@ class LlavaGenerationMixin:
         return step
 
 
-def with_generation_config(kwargs: dict[str, Any], defaults: GenerationConfig) -> dict[str, Any]:
-    """Fold generation arguments into one config, as transformers 5 asks.
+def without_warnings(kwargs: dict[str, Any], defaults: GenerationConfig) -> dict[str, Any]:
+    """Generation arguments that mean the same and that transformers does not warn about.
 
-    A run that does not sample loses its sampling settings (the published checkpoints carry some, and scripts pass
-    `temperature=0`), and a missing padding token becomes the end-of-text token. A caller's own `generation_config`
-    is left alone.
+    A run that does not sample loses its sampling settings (published checkpoints carry some, and scripts pass
+    `temperature=0`), and a missing padding token becomes the first end-of-text token. A caller's own
+    `generation_config` is left alone.
     """
     if "generation_config" in kwargs:
         return kwargs
-    kwargs = dict(kwargs)
-    config = copy.deepcopy(defaults)
     if kwargs.get("temperature") == 0:
-        kwargs["do_sample"] = False
-    if not kwargs.get("do_sample", config.do_sample):
-        for key in SAMPLING_KEYS:
-            kwargs.pop(key, None)
-            setattr(config, key, None)
-    remaining = config.update(**kwargs)
-    if config.pad_token_id is None and config.eos_token_id is not None:
-        eos = config.eos_token_id
-        config.pad_token_id = eos if isinstance(eos, int) else eos[0]
-    return {"generation_config": config, **remaining}
+        kwargs = {**kwargs, "do_sample": False}
+    if not kwargs.get("do_sample", defaults.do_sample):
+        kwargs = {**kwargs, **NEUTRAL_SAMPLING}
+    eos = kwargs.get("eos_token_id", defaults.eos_token_id)
+    if kwargs.get("pad_token_id", defaults.pad_token_id) is None and eos is not None:
+        kwargs = {**kwargs, "pad_token_id": eos if isinstance(eos, int) else eos[0]}
+    return kwargs
