@@ -93,7 +93,7 @@ class Experiment:
 
     Attributes:
         compressions: one config per result file: the single budget that `compression` names, or one per entry of
-            `evaluation.retention_ratios`.
+            `evaluation.retention_ratios`; method "none" where neither says anything.
     """
 
     name: str
@@ -120,8 +120,16 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
     Raises:
         ConfigError: the file or an override has an unknown key, a wrong type or an impossible value.
     """
-    mapping = read_mapping(path)
-    experiment = _experiment(mapping, str(path))
+    return build_experiment(read_mapping(path), overrides, str(path))
+
+
+def build_experiment(mapping: Mapping[str, Any], overrides: Sequence[str], where: str) -> Experiment:
+    """An experiment from the content of its file; `where` starts the messages about what it holds.
+
+    Raises:
+        ConfigError: the mapping or an override has an unknown key, a wrong type or an impossible value.
+    """
+    experiment = _experiment(mapping, where)
     for override in overrides:
         mapping = _with_override(mapping, override)
         experiment = _experiment(mapping, f"command line ({override})")
@@ -162,6 +170,8 @@ def _compressions(file: _File, where: str) -> tuple[CompressionConfig, ...]:
     """The budget that `compression` names, else one per retention ratio; a ratio of 1 is no compression at all."""
     options = file.compression
     ratios = file.evaluation.retention_ratios
+    if not options and not ratios:
+        return (CompressionConfig(method="none"),)
     where = f"{where}: compression"
     if not ratios or options.get("method") == "none" or any(options.get(budget) is not None for budget in BUDGETS):
         return (build(CompressionConfig, options, where),)

@@ -1,0 +1,176 @@
+"""The command `llava-scissor`: one question about one video, and the list of compression methods."""
+
+import argparse
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from llava import __version__
+from llava.cli_errors import run
+from llava.errors import ConfigError, UserError
+
+if TYPE_CHECKING:  # imported when a command runs, so that --help needs neither torch nor a second
+    from llava.config import Experiment
+    from llava.pipeline import Answer
+
+FLAGS = {
+    "retention_ratio": ("compression.retention_ratio", "R", "keep exactly this share of the video tokens, such as 0.1"),
+    "threshold": ("compression.similarity_threshold", "T", "join tokens whose cosine similarity is above this"),
+    "method": ("compression.method", "M", "compression method, see `llava-scissor methods` (default: scissor)"),
+    "model": ("model.path", "PATH", 'checkpoint folder or hub name (default: "tiny", the bundled model)'),
+    "device": ("model.device", "D", "auto, cpu, cuda, cuda:1 (default: auto)"),
+    "dtype": ("model.dtype", "T", "auto, float32, bfloat16 or float16 (default: auto)"),
+    "num_frames": ("video.num_frames", "N", "frames to look at (default: what the checkpoint was trained with)"),
+}
+"""Options of `ask` that are short for a `section.key=value`."""
+
+TEXT_KEYS = ("compression.method", "model.path", "model.device", "model.dtype")
+"""Values that are text even where YAML would read a number or nothing at all, such as the folder `~` or `2024`."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit status."""
+    return run(lambda: _main(sys.argv[1:] if argv is None else list(argv)))
+
+
+def _main(argv: list[str]) -> int:
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    unknown = [word for word in rest if word.startswith("-") or arguments.command != "ask"]
+    if unknown:
+        raise UserError(f"unknown argument {unknown[0]}; see `llava-scissor {arguments.command or ''} --help`.")
+    if arguments.command == "ask":
+        _ask(arguments, [*arguments.overrides, *rest])
+    elif arguments.command == "methods":
+        _methods()
+    else:
+        parser.print_help()
+    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see `{self.prog} --help`.")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="llava-scissor", description="Ask a video language model, with compressed video tokens.")
+    parser.add_argument("--version", action="version", version=f"llava-scissor {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    ask = commands.add_parser("ask", help="ask a question about a video", description="Ask a question about a video.")
+    ask.add_argument("video", metavar="VIDEO", help="path of a video file")
+    ask.add_argument("question", metavar="QUESTION", help="text in quotes")
+    ask.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="any value of an experiment, such as video.fps=2"
+    )
+    ask.add_argument("--config", metavar="FILE", help="an experiment file whose model, video and compression to use")
+    for name, (key, metavar, text) in FLAGS.items():
+        ask.add_argument(f"--{name.replace('_', '-')}", metavar=metavar, help=f"{text} [{key}]")
+    ask.add_argument("--max-new-tokens", metavar="N", default="128", help="longest answer, in tokens (default: 128)")
+    ask.add_argument("--verbose", action="store_true", help="show log messages, library warnings and tracebacks")
+    commands.add_parser("methods", help="list the compression methods", description="List the compression methods.")
+    return parser
+
+
+def _ask(arguments: argparse.Namespace, overrides: list[str]) -> None:
+    _set_up_logging(arguments.verbose)
+    max_new_tokens = _whole_number("--max-new-tokens", arguments.max_new_tokens)
+
+    from llava.pipeline import VideoQA
+
+    experiment, compresses = _experiment(arguments, overrides)
+    if not arguments.verbose:
+        _silence_libraries()
+    qa = VideoQA.from_config(experiment.model, experiment.video)
+    answer = qa.ask(
+        arguments.video,
+        arguments.question,
+        compression=experiment.compressions[0] if compresses else None,
+        max_new_tokens=max_new_tokens,
+    )
+    print(answer.text)
+    print()
+    print(report(answer))
+
+
+def _experiment(arguments: argparse.Namespace, overrides: list[str]) -> "tuple[Experiment, bool]":
+    """The experiment to take the settings from, and whether it says anything about compression."""
+    from llava.config import BUDGETS, build_experiment
+    from llava.yaml_schema import read_mapping
+
+    mapping: dict[str, Any] = read_mapping(arguments.config) if arguments.config else {"name": "ask"}
+    given = {key: value for name, (key, _, _) in FLAGS.items() if (value := getattr(arguments, name)) is not None}
+    flags = [f"{key}={json.dumps(value) if key in TEXT_KEYS else value}" for key, value in given.items()]
+    overrides = flags + overrides
+    if any(override.startswith(tuple(f"compression.{budget}=" for budget in BUDGETS)) for override in overrides):
+        mapping = _without_budget(mapping)
+    experiment = build_experiment(mapping, overrides, arguments.config or "command line")
+    return experiment, "compression" in mapping or any(override.startswith("compression.") for override in overrides)
+
+
+def _without_budget(mapping: dict[str, Any]) -> dict[str, Any]:
+    """Drop the file's budget, which a budget on the command line replaces."""
+    from llava.config import BUDGETS
+
+    compression = mapping.get("compression")
+    if not isinstance(compression, dict):
+        return mapping
+    kept = {
+        key: value for key, value in compression.items() if key not in BUDGETS and (key, value) != ("method", "none")
+    }
+    return {**mapping, "compression": kept}
+
+
+def _whole_number(name: str, text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise ConfigError(f"{name} is {text}: give a whole number of at least 1.")
+    return int(text)
+
+
+def report(answer: "Answer") -> str:
+    """Frames, tokens before and after compression, and milliseconds per stage, one line each."""
+    from llava.instrument import STAGES
+
+    rows = [
+        ("frames", f"{answer.frames}"),
+        ("tokens before compression", f"{answer.source_tokens}"),
+        ("tokens after compression", f"{answer.kept_tokens}  ({100 * answer.retention_ratio:.1f} %)"),
+    ]
+    rows += [(f"{name.replace('_', ' ')}, ms", f"{answer.milliseconds.get(name, 0.0):.1f}") for name in STAGES]
+    rows.append(("total, ms", f"{sum(answer.milliseconds.values()):.1f}"))
+    width = max(len(label) for label, _ in rows)
+    digits = max(len(value.split()[0]) for _, value in rows)
+    return "\n".join(
+        f"{label:<{width}}  {value.split()[0]:>{digits}}{value[len(value.split()[0]) :]}" for label, value in rows
+    )
+
+
+def _methods() -> None:
+    from llava.token_compression import list_methods
+
+    print("\n".join(list_methods()))
+
+
+def _set_up_logging(verbose: bool) -> None:
+    """This package's warnings in one line each; with `verbose` every message of every library, with its origin."""
+    if verbose:
+        logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+        logging.getLogger("llava").setLevel(logging.DEBUG)
+    else:
+        logging.basicConfig(level=logging.ERROR, format="%(message)s")
+        logging.getLogger("llava").setLevel(logging.WARNING)
+
+
+def _silence_libraries() -> None:
+    import transformers
+
+    warnings.filterwarnings("ignore")
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,266 @@
+"""A question about a video, from file to answer.
+
+    qa = VideoQA.from_pretrained()
+    answer = qa.ask("clip.mp4", "What color is the circle?", compression=CompressionConfig(retention_ratio=0.25))
+    answer.text, answer.source_tokens, answer.kept_tokens, answer.milliseconds
+
+Each step is one call that can be made by itself: `load_video`, `prepare`, `model.generate`.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from llava.assets import tiny_model_path
+from llava.config import ModelConfig
+from llava.constants import DEFAULT_IMAGE_TOKEN
+from llava.conversation import conv_templates
+from llava.errors import CheckpointError, ConfigError, DeviceError
+from llava.instrument import record, stage
+from llava.mm_utils import get_model_name_from_path, tokenizer_image_token
+from llava.model.builder import load_pretrained_model
+from llava.model.llava_arch import checkpoint_compression
+from llava.token_compression import CompressionConfig
+from llava.token_compression import compression as compressing
+from llava.video import DEFAULT_NUM_FRAMES, Video, VideoConfig, load_video
+from llava.yaml_schema import did_you_mean
+
+Videos = str | Path | Sequence[str | Path] | None
+"""One video file, several, or none for a question on text alone."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What `VideoQA.ask` returns.
+
+    Attributes:
+        text: the answer.
+        source_tokens: visual tokens before compression, all videos together, newline tokens not counted.
+        kept_tokens: visual tokens that the language model saw, newline tokens not counted.
+        frames: frames that the vision tower saw.
+        milliseconds: wall-clock milliseconds per stage (`llava.instrument.STAGES`).
+    """
+
+    text: str
+    source_tokens: int
+    kept_tokens: int
+    frames: int
+    milliseconds: dict[str, float]
+
+    @property
+    def retention_ratio(self) -> float:
+        """kept_tokens / source_tokens; 1.0 without a video."""
+        return self.kept_tokens / self.source_tokens if self.source_tokens else 1.0
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A prompt with its videos, as `model.generate(input_ids, images=..., modalities=..., ...)` takes them.
+
+    Attributes:
+        input_ids: (1, length) int64 on the model's device; IMAGE_TOKEN_INDEX where each video goes.
+        images: one (frames, 3, side, side) float32 tensor per video, None without a video.
+        image_sizes: (width, height) in pixels of each video.
+    """
+
+    input_ids: torch.Tensor
+    images: list[torch.Tensor] | None
+    image_sizes: list[tuple[int, int]] | None
+
+    def arguments(self) -> dict[str, Any]:
+        """Everything but `input_ids`, as keyword arguments of `model.generate` and `model.forward`."""
+        if self.images is None:
+            return {}
+        return {"images": self.images, "image_sizes": self.image_sizes, "modalities": ["video"] * len(self.images)}
+
+
+class VideoQA:
+    """A loaded model that answers questions about videos.
+
+    Attributes:
+        model, tokenizer, image_processor, context_length: as `load_pretrained_model` returns them.
+        conv_template: key of `llava.conversation.conv_templates`.
+        video: how videos are read unless a call says otherwise.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        image_processor: Any,
+        context_length: int,
+        conv_template: str = "qwen_1_5",
+        video: VideoConfig | None = None,
+    ) -> None:
+        if conv_template not in conv_templates:
+            raise ConfigError(
+                f"model.conv_template: unknown name {conv_template!r}{did_you_mean(conv_template, conv_templates)}."
+            )
+        self.model, self.tokenizer, self.image_processor = model, tokenizer, image_processor
+        self.context_length, self.conv_template = context_length, conv_template
+        self.video = video or VideoConfig()
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path | None = None, **settings: Any) -> "VideoQA":
+        """Load a model.
+
+        Args:
+            path: a folder in the original LLaVA layout or a hub name; None loads the bundled tiny model.
+            settings: other fields of `llava.config.ModelConfig` (device, dtype, attn_implementation, conv_template).
+
+        Raises:
+            UserError: the checkpoint, the device or a setting is wrong.
+        """
+        return cls.from_config(ModelConfig(path="tiny" if path is None else str(path), **settings))
+
+    @classmethod
+    def from_config(cls, config: ModelConfig, video: VideoConfig | None = None) -> "VideoQA":
+        """Load the model of an experiment.
+
+        Raises:
+            UserError: the checkpoint, the device or a setting is wrong.
+        """
+        path = str(tiny_model_path()) if config.path == "tiny" else config.path
+        device = resolve_device(config.device)
+        dtype = config.dtype
+        if dtype == "auto":
+            dtype = "bfloat16" if device.type == "cuda" else "float32"
+        tokenizer, model, image_processor, context_length = load_pretrained_model(
+            path,
+            None,
+            config.name or get_model_name_from_path(path),
+            device_map=str(device),
+            torch_dtype=dtype,
+            attn_implementation="sdpa" if config.attn_implementation == "auto" else config.attn_implementation,
+        )
+        return cls(model, tokenizer, image_processor, context_length, config.conv_template, video)
+
+    def ask(
+        self,
+        videos: Videos,
+        question: str,
+        *,
+        compression: CompressionConfig | None = None,
+        video: VideoConfig | None = None,
+        max_new_tokens: int = 128,
+        **options: Any,
+    ) -> Answer:
+        """Answer a question, with tokens before and after compression and milliseconds per stage.
+
+        Args:
+            videos: one video file, several, or None.
+            question: text; each video stands before it, or where it says "<image>".
+            compression: None does what the checkpoint's config.json says (most say nothing: every token is kept).
+            video: how to read the videos; None uses `self.video`.
+            max_new_tokens, options: transformers' generation arguments; greedy by default.
+
+        Raises:
+            UserError: a video cannot be read, or videos and question do not fit together.
+        """
+        # "none" keeps every token, and counts them.
+        active = compression or checkpoint_compression(self.model.config) or CompressionConfig(method="none")
+        with record() as recorder, compressing(self.model, active):
+            inputs = self.prepare(question, videos, video)
+            text = self._generate(inputs, max_new_tokens=max_new_tokens, **options)
+        return Answer(
+            text=text,
+            source_tokens=sum(stats.source_tokens for stats in recorder.compressions),
+            kept_tokens=sum(stats.kept_tokens for stats in recorder.compressions),
+            frames=sum(len(item) for item in inputs.images or []),
+            milliseconds=dict(recorder.milliseconds),
+        )
+
+    def generate(self, question: str, videos: Videos = None, **options: Any) -> str:
+        """The answer alone, under whatever compression and recording is active; `options` are transformers'
+        generation arguments."""
+        return self._generate(self.prepare(question, videos), **options)
+
+    @torch.inference_mode()
+    def score(self, question: str, continuation: str, videos: Videos = None) -> tuple[float, bool]:
+        """How likely the model is to answer `continuation`.
+
+        Returns:
+            Mean negative log-likelihood per token of the continuation and the end of its turn, in nats, and whether
+            greedy decoding gives exactly these tokens.
+        """
+        inputs = self.prepare(question, videos)
+        whole = self._tokens(self._prompt(question, len(inputs.images or []), continuation))
+        target = whole[:, inputs.input_ids.shape[1] :]
+        count = target.shape[1]
+        output = self.model(whole, **inputs.arguments(), logits_to_keep=count + 1, use_cache=False)
+        logits = output.logits[0, :-1].float()  # (count, vocabulary): the token after each position but the last
+        loss = cross_entropy(logits, target[0])
+        return float(loss), bool((logits.argmax(-1) == target[0]).all())
+
+    def prepare(self, question: str, videos: Videos = None, video: VideoConfig | None = None) -> Inputs:
+        """Read the videos and tokenize the prompt.
+
+        Raises:
+            VideoError: a video cannot be read.
+            CheckpointError: there is a video, but the model has no vision tower.
+        """
+        paths = [videos] if isinstance(videos, str | Path) else list(videos or [])
+        if paths and self.image_processor is None:
+            raise CheckpointError("This checkpoint has no vision tower: ask without a video, or load another one.")
+        clips = [load_video(path, self._with_frame_count(video or self.video)) for path in paths]
+        with stage("preprocess"):
+            return Inputs(
+                input_ids=self._tokens(self._prompt(question, len(clips))),
+                images=[self._pixels(clip) for clip in clips] or None,
+                image_sizes=[(clip.frames.shape[2], clip.frames.shape[1]) for clip in clips] or None,
+            )
+
+    @torch.inference_mode()
+    def _generate(self, inputs: Inputs, **options: Any) -> str:
+        new_tokens = self.model.generate(inputs.input_ids, **inputs.arguments(), **options)
+        return self.tokenizer.batch_decode(new_tokens, skip_special_tokens=True)[0].strip()
+
+    def _prompt(self, question: str, videos: int, answer: str | None = None) -> str:
+        """The conversation as text, ending where the answer begins, or where `answer` and its turn end."""
+        if videos and DEFAULT_IMAGE_TOKEN not in question:
+            question = " ".join([DEFAULT_IMAGE_TOKEN] * videos) + "\n" + question
+        conversation = conv_templates[self.conv_template].copy()
+        conversation.append_message(conversation.roles[0], question)
+        conversation.append_message(conversation.roles[1], answer)
+        prompt = conversation.get_prompt()
+        return prompt if answer is None else prompt.removesuffix("\n")
+
+    def _tokens(self, prompt: str) -> torch.Tensor:
+        """(1, length) int64 on the model's device."""
+        return torch.tensor([tokenizer_image_token(prompt, self.tokenizer)], device=self.model.device)
+
+    def _pixels(self, video: Video) -> torch.Tensor:
+        """(frames, 3, side, side) float32."""
+        return self.image_processor.preprocess(video.frames, return_tensors="pt")["pixel_values"]
+
+    def _with_frame_count(self, config: VideoConfig) -> VideoConfig:
+        if config.num_frames is not None:
+            return config
+        return dataclasses.replace(
+            config, num_frames=getattr(self.model.config, "mm_num_frames", None) or DEFAULT_NUM_FRAMES
+        )
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device that a configuration names; "auto" is the first CUDA device if there is one, else the CPU.
+
+    Raises:
+        DeviceError: no such device on this machine.
+    """
+    if name == "auto":
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise DeviceError(f"Unknown device {name!r}: use auto, cpu, cuda or cuda:1.") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise DeviceError(
+            f"There is no device {name!r}: this machine offers {torch.cuda.device_count()} CUDA devices to PyTorch "
+            f"{torch.__version__}. Use --device cpu (model.device=cpu)."
+        )
+    return device
