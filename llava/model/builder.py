@@ -54,9 +54,11 @@ def load_pretrained_model(
         UserError: adapters or quantised loading were asked for.
     """
     if load_8bit or load_4bit:
-        raise UserError("8-bit and 4-bit loading are not supported in this version; use torch_dtype=\"bfloat16\".")
+        raise UserError('8-bit and 4-bit loading are not supported in this version; use torch_dtype="bfloat16".')
     if model_base is not None:
-        raise UserError("model_base (adapters and projector-only checkpoints) is not supported; pass a full checkpoint.")
+        raise UserError(
+            "model_base (adapters and projector-only checkpoints) is not supported; pass a full checkpoint."
+        )
     device_map, on_gpu = _devices(device_map)
     dtype = _dtype(torch_dtype, on_gpu)
     _check_attention(attn_implementation, dtype, on_gpu)
@@ -88,7 +90,7 @@ def _dtype(torch_dtype: str | torch.dtype | None, on_gpu: bool) -> torch.dtype:
     if torch_dtype is None:
         return torch.float16 if on_gpu else torch.float32
     dtype = DTYPES.get(torch_dtype.removeprefix("torch.")) if isinstance(torch_dtype, str) else torch_dtype
-    if dtype not in DTYPES.values():
+    if dtype is None or dtype not in DTYPES.values():
         raise ConfigError(f"torch_dtype is {torch_dtype!r}; use one of {', '.join(DTYPES)}.")
     return dtype
 

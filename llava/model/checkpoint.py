@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from transformers import AutoTokenizer
 
@@ -46,7 +47,7 @@ def resolve_folder(model_path: str) -> Path:
     except (OSError, ValueError) as error:  # hub errors are OSErrors (network, cache) or ValueErrors (bad names)
         raise CheckpointError(
             f"{model_path} is not a local folder and could not be fetched from the Hugging Face hub "
-            f"({_first_line(error)}). Check the name and the network, or pass the folder of a downloaded copy."
+            f"({_summary(error)}). Check the name and the network, or pass the folder of a downloaded copy."
         ) from error
     return local
 
@@ -75,8 +76,8 @@ def read_config(folder: Path) -> LlavaQwenConfig:
         )
     try:
         return LlavaQwenConfig.from_dict(fields)
-    except (TypeError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path} has an invalid value: {_first_line(error)}") from error
+    except (StrictDataclassError, TypeError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path} has an invalid value: {_summary(error)}") from error
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -86,11 +87,13 @@ def load_tokenizer(folder: Path) -> Any:
         CheckpointError: files missing or damaged.
     """
     if not (folder / "tokenizer_config.json").exists():
-        raise CheckpointError(f"{folder} has no tokenizer (tokenizer_config.json); copy it from the original checkpoint.")
+        raise CheckpointError(
+            f"{folder} has no tokenizer (tokenizer_config.json); copy it from the original checkpoint."
+        )
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # the tokenizers library raises bare Exception for damaged files
-        raise CheckpointError(f"The tokenizer in {folder} cannot be loaded: {_first_line(error)}") from error
+        raise CheckpointError(f"The tokenizer in {folder} cannot be loaded: {_summary(error)}") from error
 
 
 def load_weights(
@@ -102,8 +105,10 @@ def load_weights(
         CheckpointError: files missing or damaged, weights missing or of another shape.
     """
     check_weight_files(folder)
+    model: Any
+    report: dict[str, Any]
     try:
-        model, report = LlavaQwenForCausalLM.from_pretrained(
+        model, report = LlavaQwenForCausalLM.from_pretrained(  # type: ignore[misc]  # a pair, because of output_loading_info
             folder,
             config=config,
             dtype=dtype,
@@ -115,7 +120,9 @@ def load_weights(
             **kwargs,
         )
     except (SafetensorError, pickle.UnpicklingError, EOFError) as error:
-        raise CheckpointError(f"A weight file in {folder} is damaged ({_first_line(error)}); download it again.") from error
+        raise CheckpointError(
+            f"A weight file in {folder} is damaged ({_summary(error)}); download it again."
+        ) from error
     missing = [key for key in report["missing_keys"] if not (config.tie_word_embeddings and key == "lm_head.weight")]
     if missing:
         raise CheckpointError(f"{folder} lacks {len(missing)} of the model's weights: {_sample(missing)}.")
@@ -160,6 +167,7 @@ def _sample(names: Iterable[str], limit: int = 4) -> str:
     return ", ".join(ordered[:limit]) + (f" and {rest} more" if rest > 0 else "")
 
 
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+def _summary(error: BaseException) -> str:
+    """The message of another library's error on one line of bounded length."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else text[:199] + "\u2026"

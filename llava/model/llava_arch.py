@@ -1,7 +1,7 @@
 """What LLaVA adds to a language model: frames -> vision tower -> projector -> 2x2 pooling -> compression -> prompt."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -114,6 +114,8 @@ class LlavaMetaForCausalLM:
         """
         if not images:
             return []
+        for item in images:
+            self.model.vision_tower.check_pixels(item)
         config = self.token_compression or checkpoint_compression(self.config)
         features = self.encode_frames(torch.cat(list(images)) if len(images) > 1 else images[0])
         return [self._visual_tokens(video, config) for video in features.split([len(item) for item in images])]
@@ -163,7 +165,7 @@ class LlavaMetaForCausalLM:
         Raises:
             UserError: the number of items, of modalities or the shape of an item does not fit the prompts.
         """
-        has_placeholder = input_ids is not None and bool((input_ids == IMAGE_TOKEN_INDEX).any())
+        has_placeholder = bool((input_ids == IMAGE_TOKEN_INDEX).any())
         if not has_placeholder and (images is None or input_ids.shape[1] == 1):
             return input_ids, position_ids, attention_mask, past_key_values, None, labels
         side = getattr(self.config, "tokenizer_padding_side", "right")
@@ -201,7 +203,9 @@ class LlavaMetaForCausalLM:
             row_items = [encoded[index] for index in indices]
             row = splice_row(row_ids, row_labels, row_items, self.model.embed_tokens, self._source_positions())
             if limit is not None and len(row.embeds) > limit:
-                logger.warning("A prompt of %d positions is cut to tokenizer_model_max_length = %d.", len(row.embeds), limit)
+                logger.warning(
+                    "A prompt of %d positions is cut to tokenizer_model_max_length = %d.", len(row.embeds), limit
+                )
                 row = row.truncated(limit)
             rows.append(row)
         return pad_rows(rows, padding_side)
@@ -212,25 +216,19 @@ class LlavaMetaForCausalLM:
 
 
 def _as_items(images: Images | None) -> list[torch.Tensor]:
-    """One (frames, 3, height, width) tensor per item; none for None.
+    """One (frames, 3, height, width) tensor per item; none for None. A (3, height, width) item is a single frame.
 
     Raises:
-        UserError: a 4-D tensor, which could be one video or a batch of images, or an item of another shape.
+        UserError: a 4-D tensor, which could be one video or a batch of images.
     """
+    if images is None:
+        return []
     if isinstance(images, torch.Tensor) and images.ndim != 5:
         raise UserError(
-            f"images is a tensor of shape {tuple(images.shape)}; pass a list with one (frames, 3, height, width) tensor "
-            "per video."
+            f"images is a tensor of shape {tuple(images.shape)}; "
+            "pass a list with one (frames, 3, height, width) tensor per video."
         )
-    return [] if images is None else list(_four_dimensional(images))
-
-
-def _four_dimensional(images: Images) -> Iterator[torch.Tensor]:
-    for index, item in enumerate(images):
-        frames = item.unsqueeze(0) if item.ndim == 3 else item
-        if frames.ndim != 4 or len(frames) == 0:
-            raise UserError(f"images[{index}] has shape {tuple(item.shape)}; a video is (frames, 3, height, width).")
-        yield frames
+    return [item.unsqueeze(0) if item.ndim == 3 else item for item in images]
 
 
 def _check_modalities(modalities: str | Sequence[str], items: int, used: Sequence[int]) -> None:
@@ -250,5 +248,6 @@ def _check_modalities(modalities: str | Sequence[str], items: int, used: Sequenc
     for index in used:
         if per_item[index] != "video":
             raise UserError(
-                f'images[{index}] has modality {per_item[index]!r}. This version takes videos only: pass modalities="video".'
+                f"images[{index}] has modality {per_item[index]!r}. This version takes videos only: "
+                'pass modalities="video".'
             )

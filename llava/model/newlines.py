@@ -44,9 +44,7 @@ def newline_period(config: Any, frames: int, tokens_per_frame: int) -> int | Non
         return frames * tokens_per_frame if "unpad" in merge_type else None
     periods = {"frame": tokens_per_frame, "grid": math.isqrt(tokens_per_frame), "no_token": None}
     if position not in periods:
-        raise ConfigError(
-            f'mm_newline_position is {position!r}; use "one_token", "frame", "grid" or "no_token".'
-        )
+        raise ConfigError(f'mm_newline_position is {position!r}; use "one_token", "frame", "grid" or "no_token".')
     return periods[position]
 
 

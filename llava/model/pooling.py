@@ -3,7 +3,7 @@
 import math
 
 import torch
-import torch.nn.functional as F
+from torch.nn import functional
 
 from llava.errors import ConfigError
 
@@ -30,11 +30,11 @@ def pool_2x2(features: torch.Tensor, mode: str) -> torch.Tensor:
     grid = features.transpose(1, 2).reshape(frames, dim, side, side)
     if mode == "bilinear":
         half = math.ceil(side / STRIDE)
-        pooled = F.interpolate(grid, size=(half, half), mode="bilinear", align_corners=False)
+        pooled = functional.interpolate(grid, size=(half, half), mode="bilinear", align_corners=False)
     elif mode == "average":
-        pooled = F.avg_pool2d(grid, STRIDE)
+        pooled = functional.avg_pool2d(grid, STRIDE)
     elif mode == "max":
-        pooled = F.max_pool2d(grid, STRIDE)
+        pooled = functional.max_pool2d(grid, STRIDE)
     else:
         raise ConfigError(f'mm_spatial_pool_mode is {mode!r}; use "bilinear", "average" or "max".')
     return pooled.flatten(2).transpose(1, 2).contiguous()  # (frames, new_side^2, dim)

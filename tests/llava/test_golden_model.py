@@ -78,7 +78,7 @@ class Case:
 
     @property
     def mask(self):
-        return self["attention_mask"] if "attention_mask" in self else None
+        return self["attention_mask"] if "attention_mask" in self.fields["arrays"] else None
 
 
 @pytest.fixture(params=CASES)

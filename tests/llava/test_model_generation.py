@@ -80,9 +80,7 @@ def test_compression_ends_with_its_block_also_after_an_error(llava, make_video):
 @pytest.mark.parametrize("kept", [1, 7, 24])
 def test_exactly_the_kept_tokens_enter_the_prompt(llava, make_video, kept):
     with compression(llava, retained_tokens=kept):
-        embeds = llava.prepare_inputs_labels_for_multimodal(
-            PROMPT, None, None, None, None, [make_video(6)], "video"
-        )[4]
+        embeds = llava.prepare_inputs_labels_for_multimodal(PROMPT, None, None, None, None, [make_video(6)], "video")[4]
     text, newline = PROMPT.shape[1] - 1, 1
     assert embeds.shape[1] == text + kept + newline
 
@@ -108,7 +106,9 @@ def test_batch_equals_single_rows(llava, make_video, side):
 def test_a_text_row_beside_a_video_row(llava, make_video):
     ids = torch.tensor([[5, 6, IMAGE, 7], [5, 6, 8, 7]])
     together = llava.generate(ids, images=[make_video(3)], **GREEDY)
-    with_dummy = llava.generate(ids, images=[make_video(3), make_video(1)], **{**GREEDY, "modalities": ["video", "text"]})
+    with_dummy = llava.generate(
+        ids, images=[make_video(3), make_video(1)], **{**GREEDY, "modalities": ["video", "text"]}
+    )
     text_alone = llava.generate(ids[1:], **{**GREEDY, "modalities": ["text"]})
     assert torch.equal(together, with_dummy)
     assert torch.equal(together[1:], text_alone)
@@ -135,7 +135,9 @@ def test_greedy_runs_warn_about_nothing(llava, make_video, caplog):
     llava.generation_config.update(do_sample=True, temperature=0.7, top_p=0.8, top_k=20, pad_token_id=None)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        llava.generate(PROMPT, images=[make_video(2)], modalities="video", do_sample=False, temperature=0, max_new_tokens=2)
+        llava.generate(
+            PROMPT, images=[make_video(2)], modalities="video", do_sample=False, temperature=0, max_new_tokens=2
+        )
         llava.generate(PROMPT, images=[make_video(2)], modalities="video", temperature=0, max_new_tokens=2)
     assert caplog.records == []
     assert llava.generation_config.temperature == 0.7  # the model's own settings stay

@@ -45,7 +45,9 @@ class LlavaGenerationMixin:
             inputs = kwargs.pop("input_ids", None)
         for key in ("position_ids", "inputs_embeds"):
             if kwargs.pop(key, None) is not None:
-                raise UserError(f"generate derives {key} itself; pass the prompt's token ids, images and attention_mask.")
+                raise UserError(
+                    f"generate derives {key} itself; pass the prompt's token ids, images and attention_mask."
+                )
         if inputs is None:
             raise UserError("generate needs the prompt's token ids: model.generate(input_ids, images=...).")
         prompt = self.splice(inputs, kwargs.pop("attention_mask", None), None, images, modalities, "left")

@@ -1,13 +1,14 @@
 """LLaVA on Qwen2, under the class names and parameter names of the original checkpoints."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen2Model
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from llava.errors import UserError
 from llava.instrument import stage
 from llava.model.language_model.generation import LlavaGenerationMixin
 from llava.model.llava_arch import Images, LlavaMetaForCausalLM, LlavaMetaModel
@@ -21,7 +22,7 @@ class LlavaQwenConfig(Qwen2Config):
     def to_diff_dict(self) -> dict[str, Any]:
         """What is saved: also `rope_theta` and `torch_dtype`, for programs that read the older names."""
         fields = super().to_diff_dict()
-        fields["rope_theta"] = self.rope_parameters["rope_theta"]
+        fields["rope_theta"] = (self.rope_parameters or {}).get("rope_theta")
         fields["torch_dtype"] = fields.get("dtype")
         return fields
 
@@ -42,11 +43,11 @@ class LlavaQwenModel(LlavaMetaModel, Qwen2Model):
         self.build_multimodal()
 
 
-class LlavaQwenForCausalLM(LlavaGenerationMixin, LlavaMetaForCausalLM, Qwen2ForCausalLM):
+class LlavaQwenForCausalLM(LlavaGenerationMixin, LlavaMetaForCausalLM, Qwen2ForCausalLM):  # type: ignore[misc]
     """The model that reads videos and writes text."""
 
     config_class = LlavaQwenConfig
-    _no_split_modules = ["Qwen2DecoderLayer", "SiglipEncoderLayer"]
+    _no_split_modules: ClassVar[list[str]] = ["Qwen2DecoderLayer", "SiglipEncoderLayer"]
 
     def __init__(self, config: LlavaQwenConfig) -> None:
         super(Qwen2ForCausalLM, self).__init__(config)
@@ -75,14 +76,16 @@ class LlavaQwenForCausalLM(LlavaGenerationMixin, LlavaMetaForCausalLM, Qwen2ForC
         `images`, `image_sizes` and `modalities` are those of `prepare_inputs_labels_for_multimodal`. With
         `inputs_embeds` this is exactly Qwen2's forward pass: 4-D masks and position ids are passed on.
         """
+        if inputs_embeds is None and input_ids is None:
+            raise UserError("The model needs input_ids or inputs_embeds.")
         if inputs_embeds is None:
             input_ids, position_ids, attention_mask, past_key_values, inputs_embeds, labels = (
                 self.prepare_inputs_labels_for_multimodal(
                     input_ids, position_ids, attention_mask, past_key_values, labels, images, modalities, image_sizes
                 )
             )
-        length = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]
-        with stage("prefill" if length > 1 else "decode", self.device):
+        prompt: Any = input_ids if inputs_embeds is None else inputs_embeds
+        with stage("prefill" if prompt.shape[1] > 1 else "decode", self.device):
             return super().forward(
                 input_ids=input_ids,
                 attention_mask=attention_mask,

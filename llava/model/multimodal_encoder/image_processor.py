@@ -57,7 +57,7 @@ class SigLipImageProcessor:
         image = frame if isinstance(frame, Image.Image) else Image.fromarray(_as_rgb_array(frame))
         resized = np.asarray(image.convert("RGB").resize(self.size, self.resample))
         scaled = (resized * self.rescale_factor).astype(np.float32)  # (side, side, 3)
-        mean, std = np.float32(self.image_mean), np.float32(self.image_std)
+        mean, std = np.array([self.image_mean, self.image_std], dtype=np.float32)
         return ((scaled - mean) / std).transpose(2, 0, 1)  # (3, side, side)
 
 
@@ -65,6 +65,6 @@ def _as_rgb_array(frame: Any) -> np.ndarray:
     array = np.asarray(frame)
     if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
         raise UserError(
-            f"A frame must be a (height, width, 3) uint8 array or a PIL image, not {array.dtype} of shape {array.shape}."
+            f"A frame must be a PIL image or a (height, width, 3) uint8 array, not {array.dtype} of {array.shape}."
         )
     return array

@@ -49,7 +49,7 @@ class _VisionModel(nn.Module):
     def __init__(self, config: SiglipVisionConfig) -> None:
         super().__init__()
         self.embeddings = SiglipVisionEmbeddings(config)
-        self.encoder = SiglipEncoder(config)
+        self.encoder = SiglipEncoder(config)  # type: ignore[arg-type]  # takes either part's configuration
         del self.encoder.layers[-1]
         self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
@@ -81,7 +81,7 @@ class SigLipVisionTower(nn.Module):
 
     def __init__(self, config: Any, attn_implementation: str | None = None) -> None:
         super().__init__()
-        vision_config = vision_config_of(config)
+        vision_config: Any = vision_config_of(config)
         vision_config._attn_implementation = attn_implementation
         self.config = vision_config
         self.vision_tower = CutSiglipVisionModel(vision_config)
@@ -102,13 +102,17 @@ class SigLipVisionTower(nn.Module):
         Raises:
             UserError: frames of another size.
         """
+        self.check_pixels(images)
+        return self.vision_tower(images.to(device=self.device, dtype=self.dtype)).to(images.dtype)
+
+    def check_pixels(self, images: torch.Tensor) -> None:
+        """Refuse anything but (frames, 3, image_size, image_size) with a UserError."""
         side = self.config.image_size
-        if images.ndim != 4 or images.shape[1:] != (3, side, side):
+        if images.ndim != 4 or images.shape[1:] != (3, side, side) or len(images) == 0:
             raise UserError(
                 f"The vision tower takes (frames, 3, {side}, {side}) pixels, not {tuple(images.shape)}; "
                 "use the image processor that load_pretrained_model returns."
             )
-        return self.vision_tower(images.to(device=self.device, dtype=self.dtype)).to(images.dtype)
 
     @property
     def dtype(self) -> torch.dtype:
