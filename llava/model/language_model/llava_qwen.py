@@ -1,7 +1,7 @@
 """LLaVA on Qwen2, under the class names and parameter names of the original checkpoints."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -47,7 +47,6 @@ class LlavaQwenForCausalLM(LlavaGenerationMixin, LlavaMetaForCausalLM, Qwen2ForC
     """The model that reads videos and writes text."""
 
     config_class = LlavaQwenConfig
-    _no_split_modules: ClassVar[list[str]] = ["Qwen2DecoderLayer", "SiglipEncoderLayer"]
 
     def __init__(self, config: LlavaQwenConfig) -> None:
         super(Qwen2ForCausalLM, self).__init__(config)
@@ -76,9 +75,9 @@ class LlavaQwenForCausalLM(LlavaGenerationMixin, LlavaMetaForCausalLM, Qwen2ForC
         `images`, `image_sizes` and `modalities` are those of `prepare_inputs_labels_for_multimodal`. With
         `inputs_embeds` this is exactly Qwen2's forward pass: 4-D masks and position ids are passed on.
         """
-        if inputs_embeds is None and input_ids is None:
-            raise UserError("The model needs input_ids or inputs_embeds.")
         if inputs_embeds is None:
+            if input_ids is None:
+                raise UserError("The model needs input_ids or inputs_embeds.")
             input_ids, position_ids, attention_mask, past_key_values, inputs_embeds, labels = (
                 self.prepare_inputs_labels_for_multimodal(
                     input_ids, position_ids, attention_mask, past_key_values, labels, images, modalities, image_sizes
