@@ -6,6 +6,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from llava import __version__
@@ -43,7 +44,7 @@ def _main(argv: list[str]) -> int:
     if unknown:
         raise UserError(f"unknown argument {unknown[0]}; see `llava-scissor {arguments.command or ''} --help`.")
     if arguments.command == "ask":
-        _ask(arguments, [*arguments.overrides, *rest])
+        _ask(arguments, overrides=rest)
     elif arguments.command == "methods":
         _methods()
     else:
@@ -60,12 +61,15 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="llava-scissor", description="Ask a video language model, with compressed video tokens.")
     parser.add_argument("--version", action="version", version=f"llava-scissor {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    ask = commands.add_parser("ask", help="ask a question about a video", description="Ask a question about a video.")
+    ask = commands.add_parser(
+        "ask",
+        help="ask a question about a video",
+        usage="%(prog)s VIDEO QUESTION [options] [section.key=value ...]",
+        description="Ask a question about a video. Any value of an experiment can be given as section.key=value, "
+        "for example video.fps=2 or compression.merge=false.",
+    )
     ask.add_argument("video", metavar="VIDEO", help="path of a video file")
     ask.add_argument("question", metavar="QUESTION", help="text in quotes")
-    ask.add_argument(
-        "overrides", nargs="*", metavar="section.key=value", help="any value of an experiment, such as video.fps=2"
-    )
     ask.add_argument("--config", metavar="FILE", help="an experiment file whose model, video and compression to use")
     for name, (key, metavar, text) in FLAGS.items():
         ask.add_argument(f"--{name.replace('_', '-')}", metavar=metavar, help=f"{text} [{key}]")
@@ -79,9 +83,14 @@ def _ask(arguments: argparse.Namespace, overrides: list[str]) -> None:
     _set_up_logging(arguments.verbose)
     max_new_tokens = _whole_number("--max-new-tokens", arguments.max_new_tokens)
 
-    from llava.pipeline import VideoQA
+    from llava.video_index import check_file
+
+    check_file(Path(arguments.video))  # before a large model is loaded for nothing
 
     experiment, compresses = _experiment(arguments, overrides)
+
+    from llava.pipeline import VideoQA
+
     if not arguments.verbose:
         _silence_libraries()
     qa = VideoQA.from_config(experiment.model, experiment.video)

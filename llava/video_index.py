@@ -68,7 +68,7 @@ def index_frames(path: Path) -> FrameIndex:
     Raises:
         VideoError: the file is missing, empty, unreadable, not a video, or holds no video frames.
     """
-    _check_file(path)
+    check_file(path)
     try:
         import av
     except ImportError as error:
@@ -89,7 +89,8 @@ def open_container(path: Path) -> Any:
     return av.open(str(path))
 
 
-def _check_file(path: Path) -> None:
+def check_file(path: Path) -> None:
+    """Raise a `VideoError` unless `path` is a readable file with something in it."""
     if path.is_dir():
         raise VideoError(f"{path} is a folder: give the path of one video file.")
     try:
