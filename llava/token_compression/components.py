@@ -132,19 +132,22 @@ class SpanningForest:
     weight: Tensor
     vertices: int
 
-    def cut(self, components: int) -> tuple[Tensor, float]:
-        """Labels (vertices,) of exactly `components` single-linkage clusters, and the threshold of this cut.
-
-        The threshold is the strongest similarity that was not used: without ties, the components of all similarities
-        strictly above it are these clusters.
-        """
+    def cut(self, components: int) -> Tensor:
+        """Labels (vertices,) int64 of exactly `components` single-linkage clusters."""
         edges = self.vertices - components
         labels = torch.arange(self.vertices, device=self.u.device)
-        return join(labels, self.u[:edges], self.v[:edges]), self.threshold(components)
+        return join(labels, self.u[:edges], self.v[:edges])
 
-    def threshold(self, components: int) -> float:
+    def thresholds(self, components: int) -> tuple[float, float]:
+        """Lowest and highest threshold of a cut: the strongest similarity left out and the weakest one used.
+
+        From the first up to, but not including, the second, the components of all similarities strictly above the
+        threshold are the clusters of the cut. With ties both are equal, and there is no such threshold.
+        """
         edges = self.vertices - components
-        return max(-1.0, float(self.weight[edges])) if edges < len(self.weight) else -1.0
+        lowest = max(-1.0, float(self.weight[edges])) if edges < len(self.weight) else -1.0
+        highest = max(-1.0, float(self.weight[edges - 1])) if edges > 0 else 1.0
+        return lowest, highest
 
     def components_above(self, threshold: float) -> int:
         """Number of components of the graphs whose edges are the similarities strictly above `threshold`."""

@@ -34,7 +34,7 @@ from llava.token_compression.registry import Kept, register
 TOLERANCE = 0.01
 """How near to each other the thresholds of the two steps must come under an exact budget to end the search."""
 
-MAX_CUTS = 3
+MAX_CUTS = 5
 """How many outcomes of the spatial step the search looks at; each costs one similarity matrix."""
 
 
@@ -53,7 +53,9 @@ def scissor(features: Tensor, config: CompressionConfig, budget: int | None) -> 
             f"Without the temporal step {frames} frames leave at least {frames} tokens, one each, but {budget} are "
             f"asked for; set temporal=True, or keep at least {frames}."
         )
-    clusters, tau = Linkage(features, config.error_tolerance, generator).cut(budget)
+    linkage = Linkage(features, config.error_tolerance, generator)
+    clusters = linkage.cut(budget)
+    tau, _ = linkage.forest.thresholds(budget)
     return Kept(clusters.tokens, clusters.representatives, clusters.membership, budget, tau)
 
 
@@ -63,9 +65,11 @@ def sample_vertices(shape: tuple[int, int], error_tolerance: float, generator: t
     In each graph of N vertices, min(N, ceil(ln(N) / epsilon^2)) are drawn without replacement.
     """
     graphs, n = shape
-    if n * error_tolerance**2 <= math.log(n):
+    if n == 1 or n * error_tolerance**2 <= math.log(n):
         return None
     size = math.ceil(math.log(n) / error_tolerance**2)
+    if size == n:
+        return None
     drawn = torch.rand(graphs, n, generator=generator).argsort(dim=1)[:, :size]
     return torch.zeros(graphs, n, dtype=torch.bool).scatter_(1, drawn, True)
 
@@ -110,10 +114,10 @@ class Linkage:
             weights = weights.masked_fill(~(sampled[:, :, None] | sampled[:, None, :]), UNRELATED)
         self.forest = maximum_spanning_forest(weights)
 
-    def cut(self, count: int) -> tuple[Clusters, float]:
-        """Exactly `count` clusters over all graphs, at least one in each, and the threshold of this cut."""
-        labels, tau = self.forest.cut(count)
-        return form_clusters(self.vectors, labels, degrees_above(self.weights, tau)), tau
+    def cut(self, count: int) -> Clusters:
+        """Exactly `count` clusters over all graphs, at least one in each."""
+        degrees = degrees_above(self.weights, self.forest.thresholds(count)[0])
+        return form_clusters(self.vectors, self.forest.cut(count), degrees)
 
 
 def _threshold(features: Tensor, tau: float, config: CompressionConfig, generator: torch.Generator) -> Kept:
@@ -140,26 +144,35 @@ def _cut_to(features: Tensor, budget: int, error_tolerance: float, generator: to
     linkage = Linkage(features, error_tolerance, generator)
     least = max(budget, features.shape[0])
     count = max(least, round(math.sqrt(budget * source)))
-    attempts: dict[int, tuple[float, float]] = {}  # spatial count: spatial threshold, temporal minus spatial threshold
+    attempts: dict[int, tuple[float, float]] = {}  # spatial count: spatial threshold, and how far the temporal one is
     nearest, smallest_gap = None, math.inf
     while count not in attempts and len(attempts) < MAX_CUTS and smallest_gap > TOLERANCE:
-        spatial, tau = linkage.cut(count)
+        spatial = linkage.cut(count)
         temporal = Linkage(spatial.tokens.unsqueeze(0), error_tolerance, generator)
-        gap = temporal.forest.threshold(budget) - tau
+        tau, gap = _nearest_thresholds(linkage.forest.thresholds(count), temporal.forest.thresholds(budget))
         attempts[count] = tau, gap
         if abs(gap) < smallest_gap:
-            nearest, smallest_gap = (spatial, *temporal.cut(budget)), abs(gap)
+            nearest, smallest_gap = (spatial, temporal.cut(budget), tau + gap), abs(gap)
         count = max(least, linkage.forest.components_above(_crossing(list(attempts.values()))))
     assert nearest is not None
     return _two_steps(*nearest)
 
 
+def _nearest_thresholds(spatial: tuple[float, float], temporal: tuple[float, float]) -> tuple[float, float]:
+    """Of two ranges of thresholds, the spatial threshold next to the temporal ones, and how far those are above it."""
+    if temporal[0] > spatial[1]:
+        return spatial[1], temporal[0] - spatial[1]
+    if temporal[1] < spatial[0]:
+        return spatial[0], temporal[1] - spatial[0]
+    return max(spatial[0], temporal[0]), 0.0
+
+
 def _crossing(attempts: list[tuple[float, float]]) -> float:
-    """Where the thresholds of both steps should meet: attempts are (spatial threshold, temporal minus spatial)."""
+    """The spatial threshold at which the gap to the temporal one should close; attempts are (threshold, gap)."""
     low = max((tau for tau, gap in attempts if gap > 0), default=-1.0)
-    high = min((tau for tau, gap in attempts if gap <= 0), default=1.0)
+    high = min((tau for tau, gap in attempts if gap < 0), default=1.0)
     tau, gap = attempts[-1]
-    guess = tau + gap / 2
+    guess = tau + gap  # the temporal threshold depends little on the spatial one
     if len(attempts) > 1 and gap != attempts[-2][1]:
         before, gap_before = attempts[-2]
         guess = tau - gap * (tau - before) / (gap - gap_before)
