@@ -88,7 +88,7 @@ def spread(values: Iterable[float]) -> dict[str, float] | None:
 
 
 def table(results: Sequence[tuple[Path, dict[str, Any]]]) -> str:
-    """The table that ends a run: one row per result file."""
+    """The table that ends a run: one row per result file; times are medians over the questions."""
     head = ["setting", "accuracy % (95 % interval)", "tokens/video", "min", "max"]
     head += [f"{stage.replace('_', ' ')} ms" for stage in TABLE_STAGES] + ["result"]
     rows = [head] + [_row(path, result) for path, result in results]
@@ -101,7 +101,7 @@ def table(results: Sequence[tuple[Path, dict[str, Any]]]) -> str:
         ).rstrip()
         for row in rows
     ]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], "", "ms: median over the questions."])
 
 
 def _row(path: Path, result: dict[str, Any]) -> list[str]:
@@ -116,5 +116,5 @@ def _row(path: Path, result: dict[str, Any]) -> list[str]:
     cells += [f"{tokens['mean']:.1f}", f"{tokens['min']}", f"{tokens['max']}"] if tokens else ["-", "-", "-"]
     for stage in TABLE_STAGES:
         times = summary["milliseconds"].get(stage)
-        cells.append(f"{times['mean']:.1f}" if times else "-")
+        cells.append(f"{times['median']:.1f}" if times else "-")
     return [*cells, str(path)]

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from llava.answer_log import settings_fingerprint, source_digest
+from llava.answer_log import settings_fingerprint
 from llava.config import Experiment, ModelConfig, setting_name
 from llava.errors import UserError
 from llava.token_compression import CompressionConfig
@@ -34,16 +34,16 @@ def answer_fingerprint(experiment: Experiment, compression: CompressionConfig) -
     )
 
 
-def result_fingerprint(experiment: Experiment, compression: CompressionConfig, data: str) -> str:
-    """Of everything that a result file depends on; `data` names the version of the benchmark's data."""
+def result_fingerprint(experiment: Experiment, compression: CompressionConfig, standin: Path | None) -> str:
+    """Of everything that a result file depends on; the name of the stand-in's folder says which data it holds."""
     evaluation = experiment.evaluation
     parts = (
         answer_fingerprint(experiment, compression),
         evaluation.benchmark,
         str(evaluation.limit),
         str(evaluation.max_new_tokens),
-        data,
-        source_digest(Path(__file__).parent),
+        standin.name if standin else "hub",
+        *(Path(__file__).with_name(name).read_text() for name in ("worker.py", "report.py")),
     )
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 

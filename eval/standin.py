@@ -1,4 +1,4 @@
-"""The offline stand-in of Video-MME: procedural videos and questions, in the files where lmms-eval looks for the real ones.
+"""The offline stand-in of Video-MME: procedural videos and questions where lmms-eval looks for the real ones.
 
 `write_standin(root, ...)` fills a folder that serves as HF_HOME of an evaluation process, so that lmms-eval's own
 `videomme` task runs unchanged and without a network:
@@ -18,37 +18,19 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import av
 import numpy as np
 from tqdm import tqdm
 
+from eval.videos import Video, make_videos
+from eval.world import Split
 from llava.errors import UserError
 
 DATASET = "lmms-eval/Video-MME"
 CONFIG_NAME = "videomme"
 LETTERS = "ABCD"
-
-
-class Question(Protocol):
-    """What is asked about a video; `options` holds four texts without letters, `answer` the index of the right one."""
-
-    text: str
-    options: Any
-    answer: int
-    kind: str
-    task_type: str
-
-
-class Video(Protocol):
-    """A video with its questions; `frames` is (T, H, W, 3) uint8 RGB, `duration` one of short, medium, long."""
-
-    index: int
-    frames: np.ndarray
-    fps: float
-    duration: str
-    questions: list[Any]
 
 
 def write_standin(root: Path, count: int, seed: int) -> Path:
@@ -57,9 +39,6 @@ def write_standin(root: Path, count: int, seed: int) -> Path:
     Raises:
         UserError: the folder cannot be written.
     """
-    from eval.videos import make_videos
-    from eval.world import Split
-
     fingerprint = hashlib.sha256(f"{count} {seed} {_source_digest()}".encode()).hexdigest()
     home = root / f"videomme-{fingerprint[:12]}"
     if not home.exists():

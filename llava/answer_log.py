@@ -45,6 +45,10 @@ class AnswerLog:
         """The record of an earlier answer to the same question, or None."""
         return self._records.get(key)
 
+    def __getitem__(self, key: str) -> dict[str, Any]:
+        """The record of an answer that was given."""
+        return self._records[key]
+
     def add(self, key: str, record: dict[str, Any]) -> None:
         """Append a record, JSON values only; it is on disk when this returns."""
         record = {"key": key, **record}
@@ -57,7 +61,7 @@ class AnswerLog:
 
 
 def settings_fingerprint(*settings: Any, model_path: str) -> str:
-    """Hexadecimal digest of everything but the question that an answer depends on.
+    """Hexadecimal digest of everything but the question that an answer depends on, the package's own code included.
 
     Args:
         settings: dataclasses or values whose `repr` tells them apart.

@@ -197,4 +197,8 @@ def _with_override(mapping: Mapping[str, Any], override: str) -> dict[str, Any]:
         return {**mapping, "name": value}
     if not dot or not key:
         raise ConfigError(f"{where}: name a key of the section, as in {section}.key=value.")
-    return {**mapping, section: {**mapping.get(section, {}), key: value}}
+    values = dict(mapping.get(section, {}))
+    if section == "compression" and key in BUDGETS and value is not None:
+        # A budget replaces the one that was there, and is nothing without a method that has one.
+        values = {k: v for k, v in values.items() if k not in BUDGETS and (k, v) != ("method", "none")}
+    return {**mapping, section: {**values, key: value}}

@@ -77,5 +77,5 @@ def test_spread_is_ordered(values):
 def test_table_has_a_row_with_every_number_for_each_result():
     result = {"setting": "r10", "summary": summarize([sample("a", 1.0, 10), sample("b", 0.0, 30)])}
     lines = table([(Path("results/x/result.json"), result)] * 2).splitlines()
-    assert len(lines) == 4
+    assert len(lines) == 6
     assert re.fullmatch(r"r10 +50\.0 \(.+ to .+\) +20\.0 +10 +30 +10\.0 +- +20\.0 +results/x/result\.json", lines[2])

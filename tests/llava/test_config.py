@@ -49,6 +49,14 @@ def test_a_budget_on_the_command_line_replaces_the_sweep(example, override, expe
     assert load_experiment(example, [override]).compressions == (expected,)
 
 
+@pytest.mark.parametrize("written", ["{similarity_threshold: 0.9}", "{retained_tokens: 3}", "{method: none}"])
+def test_a_budget_on_the_command_line_replaces_the_one_in_the_file(tmp_path, written):
+    path = tmp_path / "one.yaml"
+    path.write_text(f"name: one\ncompression: {written}\n")
+    overrides = ["compression.retained_tokens=5", "compression.retention_ratio=0.1"]
+    assert load_experiment(path, overrides).compressions == (CompressionConfig(retention_ratio=0.1),)
+
+
 def test_overrides_reach_every_section_and_the_last_one_counts(example):
     overrides = ["name=other", "model.path=some/model", "video.num_frames=4", "video.num_frames=8", "video.start=null"]
     experiment = load_experiment(example, [*overrides, "evaluation.retention_ratios=[0.25]", "model.dtype=float32"])
@@ -108,7 +116,7 @@ def test_a_wrong_file_is_named(tmp_path, content, words):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(ConfigError, match="nowhere.yaml"):
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml"):
         load_experiment(tmp_path / "nowhere.yaml")
 
 

@@ -1,0 +1,223 @@
+"""The lmms-eval model `llava_scissor`: videos in, answers out, with tokens and times of every sample.
+
+    python -m lmms_eval --model llava_scissor --tasks videomme \
+        --model_args pretrained=lmms-lab/llava-onevision-qwen2-7b-ov,num_frames=32,retention_ratio=0.1,log_dir=answers
+
+lmms-eval finds it through the entry-point group `lmms_eval.models`; `eval.run` uses the class directly. Answers go to
+an `AnswerLog` as they finish, and one that is there already is not computed again.
+"""
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
+from lmms_eval.api.instance import Instance
+from lmms_eval.api.model import lmms
+from lmms_eval.utils import simple_parse_args_string
+from tqdm import tqdm
+
+from llava.answer_log import AnswerLog, question_key, settings_fingerprint
+from llava.config import BUDGETS, ModelConfig
+from llava.errors import ConfigError, UserError
+from llava.instrument import record
+from llava.pipeline import VideoQA
+from llava.token_compression import CompressionConfig, compression
+from llava.video import VideoConfig
+from llava.yaml_schema import build, did_you_mean
+
+DEFAULT_MAX_NEW_TOKENS = 1024
+
+Progress = Callable[[int, int], None]
+
+
+def manifest() -> Any:
+    """What lmms-eval registers. A function, as importing the registry imports this module."""
+    from lmms_eval.models.registry_v2 import ModelManifest
+
+    return ModelManifest(model_id="llava_scissor", simple_class_path=f"{__name__}.LlavaScissor")
+
+
+class LlavaScissor(lmms):
+    """Answers the requests of one process; under `accelerate launch` each process has its own device and requests.
+
+    Attributes:
+        keys: for each (task, document number) the keys of its answers in the log.
+    """
+
+    is_simple = True
+
+    def __init__(self, model: ModelConfig, video: VideoConfig, compression: CompressionConfig | None = None) -> None:
+        """`compression=None` follows the checkpoint's config.json.
+
+        Raises:
+            UserError: the checkpoint, the device or the configuration is wrong.
+        """
+        super().__init__()
+        # Processes wait for the slowest one, which may be hours behind.
+        self.accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=7))])
+        self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
+        if self.accelerator.device.type == "cuda" and model.device in ("auto", "cuda"):
+            model = dataclasses.replace(model, device=f"cuda:{self.accelerator.local_process_index}")
+        self.qa = VideoQA.from_config(model, video)
+        self.start(compression)
+
+    @classmethod
+    def create_from_arg_string(cls, arg_string: str, additional_config: dict[str, Any] | None = None) -> "LlavaScissor":
+        """From lmms-eval's `--model_args`: `pretrained`, the fields of the model, video and compression sections of an
+        experiment, and `log_dir`.
+
+        Raises:
+            ConfigError: an unknown name or an impossible value.
+        """
+        arguments = simple_parse_args_string(arg_string) or {}
+        log_dir = arguments.pop("log_dir", None)
+        if "pretrained" in arguments:
+            arguments["path"] = arguments.pop("pretrained")
+        device = (additional_config or {}).get("device")
+        if device is not None:
+            arguments.setdefault("device", device)
+        batch_size = (additional_config or {}).get("batch_size")
+        if batch_size not in (None, 1, "1"):
+            raise ConfigError(f"batch_size is {batch_size}; llava_scissor answers one question at a time.")
+        model, video, budget = _split(arguments)
+        lm = cls(model, video, budget)
+        if log_dir is not None:
+            fingerprint = settings_fingerprint(model, video, budget, model_path=model.path)
+            lm.start(budget, AnswerLog(Path(log_dir), fingerprint, lm.rank))
+        return lm
+
+    def start(
+        self,
+        compression: CompressionConfig | None,
+        log: AnswerLog | None = None,
+        on_progress: Progress | None = None,
+    ) -> None:
+        """Begin a run with another compression on the model that is loaded.
+
+        Args:
+            compression: None follows the checkpoint's config.json.
+            log: where answers are kept and looked up; None keeps none.
+            on_progress: called with the number of finished and of all requests of this process.
+        """
+        self.compression, self.log, self.on_progress = compression, log, on_progress
+        self.keys: dict[tuple[str, int], list[str]] = defaultdict(list)
+
+    @property
+    def device(self) -> torch.device:
+        return self.qa.model.device
+
+    def generate_until(self, requests: list[Instance]) -> list[str]:
+        """Greedy answers, or sampled ones where the task asks for it.
+
+        Like lmms-eval's own LLaVA models this ends an answer at the end of the turn and ignores `until`.
+        """
+        return [self._generate(request) for request in self._progress(requests)]
+
+    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+        """For each continuation its mean negative log-likelihood per token and whether greedy decoding gives it.
+
+        lmms-eval's documentation asks for a log-likelihood, but it takes the choice with the smallest number, as its
+        own LLaVA models return a loss.
+        """
+        return [self._score(request) for request in self._progress(requests)]
+
+    def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
+        raise UserError("llava_scissor does not support tasks of several rounds (generate_until_multi_round).")
+
+    def _generate(self, request: Instance) -> str:
+        question, options, doc_to_visual, doc_id, task, split = request.args
+        videos = self._videos(doc_to_visual, task, split, doc_id)
+        options = {key: value for key, value in options.items() if key not in ("until", "image_aspect_ratio")}
+        options.setdefault("max_new_tokens", DEFAULT_MAX_NEW_TOKENS)
+
+        def answer() -> str:
+            return self.qa.generate(question, videos, **options)
+
+        return self._once("generate_until", question, options, videos, (task, doc_id), answer)
+
+    def _score(self, request: Instance) -> tuple[float, bool]:
+        question, target, doc_to_visual, doc_id, task, split = request.args
+        document = self.task_dict[task][split][doc_id]
+        continuation = target(document) if callable(target) else target
+        videos = self._videos(doc_to_visual, task, split, doc_id)
+
+        def score() -> tuple[float, bool]:
+            return self.qa.score(question, continuation, videos)
+
+        loss, greedy = self._once("loglikelihood", question, continuation, videos, (task, doc_id), score)
+        return loss, greedy
+
+    def _videos(self, doc_to_visual: Callable[[Any], Any], task: str, split: str, doc_id: int) -> list[str]:
+        """Paths of the videos of a document; none for a question on text alone.
+
+        Raises:
+            UserError: something else than paths of videos.
+        """
+        visuals = doc_to_visual(self.task_dict[task][split][doc_id]) or []
+        for visual in visuals:
+            if not isinstance(visual, str):
+                raise UserError(f"{task} gives {type(visual).__name__} objects, but llava_scissor takes video files.")
+        return list(visuals)
+
+    def _once(
+        self, kind: str, question: str, options: Any, videos: list[str], document: tuple[str, int], compute: Callable
+    ) -> Any:
+        """The logged response to a request, or a new one, which is measured and logged."""
+        key = question_key(kind, question, options, videos)
+        self.keys[document].append(key)
+        if self.log is not None and (logged := self.log.get(key)):
+            return logged["response"]
+        block = nullcontext() if self.compression is None else compression(self.qa.model, self.compression)
+        with block, record() as recorder:
+            response = compute()
+        if self.log is not None:
+            entry = {
+                "request": kind,
+                "task": document[0],
+                "doc_id": document[1],
+                "question": question,
+                "options": options,
+                "visuals": videos,
+                "response": response,
+                "videos": [dataclasses.asdict(stats) for stats in recorder.compressions],
+                "milliseconds": dict(recorder.milliseconds),
+            }
+            self.log.add(key, entry)
+        return response
+
+    def _progress(self, requests: Sequence[Instance]) -> Iterable[Instance]:
+        """The requests in their order, in which questions on the same video follow each other."""
+        with tqdm(total=len(requests), disable=self.rank != 0, desc="Answering") as bar:
+            for done, request in enumerate(requests, start=1):
+                yield request
+                bar.update()
+                if self.on_progress:
+                    self.on_progress(done, len(requests))
+
+
+def _split(arguments: dict[str, Any]) -> tuple[ModelConfig, VideoConfig, CompressionConfig | None]:
+    """Sort flat arguments into the three sections by their names."""
+    sections = (ModelConfig, VideoConfig, CompressionConfig)
+    names = {section: [field.name for field in dataclasses.fields(section)] for section in sections}
+    known = [*names[ModelConfig], *names[VideoConfig], *names[CompressionConfig]]
+    for key in arguments:
+        if key not in known:
+            raise ConfigError(
+                f"model_args: unknown name {key!r}{did_you_mean(key, ['pretrained', 'log_dir', *known])}."
+            )
+    given = {section: {k: v for k, v in arguments.items() if k in names[section]} for section in sections}
+    options = given[CompressionConfig]
+    if options and "method" not in options and not any(budget in options for budget in BUDGETS):
+        raise ConfigError(f"model_args: {', '.join(options)} need one of {', '.join(BUDGETS)}.")
+    return (
+        build(ModelConfig, given[ModelConfig], "model_args"),
+        build(VideoConfig, given[VideoConfig], "model_args"),
+        build(CompressionConfig, options, "model_args") if options else None,
+    )

@@ -1,0 +1,238 @@
+"""The experiment runner, end to end: lmms-eval's own task on a small stand-in, with a checkpoint of random weights."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from eval import run
+from eval.results import finished_result, prepare_folder
+from llava.config import load_experiment
+from llava.errors import DeviceError, UserError
+
+CHECKOUT = Path(__file__).parents[2]
+CHECKPOINT = CHECKOUT.parent / "shared" / "golden" / "ckpt_a"
+
+pytestmark = pytest.mark.skipif(not CHECKPOINT.is_dir(), reason="needs the recorded checkpoint ../shared/golden/ckpt_a")
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("experiment")
+    path = folder / "example.yaml"
+    path.write_text(
+        f"""\
+name: example
+model: {{path: {CHECKPOINT}, device: cpu}}
+video: {{num_frames: 2}}
+evaluation:
+  data: standin
+  videos: 4
+  limit: 13
+  max_new_tokens: 2
+  retention_ratios: [1.0, 0.2]
+  data_dir: {folder / "data"}
+  output_dir: {folder / "results"}
+"""
+    )
+    return path
+
+
+def read(folder, setting):
+    result = json.loads((folder / setting / "result.json").read_text())
+    samples = [json.loads(line) for line in (folder / setting / "samples.jsonl").read_text().splitlines()]
+    return result, samples
+
+
+def without_times(samples):
+    stats = ("source_tokens", "spatial_tokens", "kept_tokens", "similarity_threshold")
+    untimed = [{key: value for key, value in sample.items() if key != "milliseconds"} for sample in samples]
+    return [sample | {"videos": [{key: v[key] for key in stats} for v in sample["videos"]]} for sample in untimed]
+
+
+@pytest.fixture(scope="module")
+def interrupted(config):
+    """Start a run, press Ctrl-C after the third answer, and return where it writes to."""
+    folder = config.parent / "results" / "example" / "videomme"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(CHECKOUT), os.environ.get("PYTHONPATH", "")])}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "eval.run", str(config)],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    )
+    while process.poll() is None:
+        if sum(len(path.read_text().splitlines()) for path in folder.glob("r100/answers-*.jsonl")) >= 3:
+            os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+            break
+        time.sleep(0.02)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "run the same command again" in errors
+    assert "Traceback" not in errors
+    assert not list(folder.glob("*/result.json"))
+    return folder
+
+
+def test_an_interrupted_run_goes_on_and_two_processes_give_the_same(config, interrupted, capsys):
+    (log,) = interrupted.glob("r100/answers-*.jsonl")
+    before = log.read_text().splitlines()
+    assert run.main([str(config)]) == 0
+    table = capsys.readouterr().out
+    assert [line.split()[0] for line in table.splitlines() if "result.json" in line] == ["r100", "r20"]
+    lines = log.read_text().splitlines()
+    assert lines[: len(before)] == before
+    assert len(lines) == len({json.loads(line)["key"] for line in lines}) == 13
+
+    other = config.parent / "two"
+    assert run.main([str(config), f"evaluation.output_dir={other}", "evaluation.num_processes=2"]) == 0
+    for setting, ratio in (("r100", 1.0), ("r20", 0.2)):
+        result, samples = read(interrupted, setting)
+        result_of_two, samples_of_two = read(other / "example" / "videomme", setting)
+        assert without_times(samples) == without_times(samples_of_two)
+        assert [sample["doc_id"] for sample in samples] == list(range(13))
+        assert result["summary"]["accuracy"] == result_of_two["summary"]["accuracy"]
+        assert result["summary"]["retention_ratio"]["mean"] == ratio
+        assert (result["environment"]["processes"], result_of_two["environment"]["processes"]) == (1, 2)
+        assert result["benchmark_scores"]["videomme_perception_score"] == pytest.approx(
+            result["summary"]["accuracy"]["percent"]
+        )
+        assert {"vision_tower", "compression", "prefill"} <= set(result["summary"]["milliseconds"])
+        assert {"torch", "transformers", "lmms-eval"} <= set(result["environment"]["packages"])
+        assert result["environment"]["dataset"]["rows"] == 16
+        assert result["config"]["video"]["num_frames"] == 2
+
+    # Nothing is left to do: no worker is started, and the table is the same.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run.subprocess, "Popen", None)
+        assert run.main([str(config)]) == 0
+    again = capsys.readouterr().out
+    assert again.count("finished before") == 2
+    assert table.strip() in again
+
+
+def job_that(code, events):
+    return subprocess.Popen([sys.executable, "-c", code.format(events=str(events))])
+
+
+def test_follow_returns_the_first_error_of_the_worker(tmp_path):
+    events = tmp_path / "events"
+    events.write_text("")
+    code = """
+with open({events!r}, "a") as file:
+    file.write('{{"setting": "r10", "rank": 0, "done": 1, "total": 2}}\\n{{"setting": "r10", "rank": 1, ')
+    file.flush()
+    file.write('"done": 1, "total": 2}}\\n{{"error": "no such model"}}\\n{{"error": "later"}}\\n')
+"""
+    assert run.follow(job_that(code, events), events) == "no such model"
+
+
+def test_a_worker_that_dies_is_reported_with_its_log(config, monkeypatch, tmp_path, capsys):
+    code = "import sys; print('out of memory'); sys.exit(9)"
+    popen = subprocess.Popen
+    monkeypatch.setattr(run.subprocess, "Popen", lambda _, **options: popen([sys.executable, "-c", code], **options))
+    with pytest.raises(UserError, match=r"exit status 9.*run the same command again"):
+        run.main([str(config), f"evaluation.output_dir={tmp_path}"])
+    assert "out of memory" in capsys.readouterr().err
+
+
+def test_a_worker_reports_a_missing_checkpoint(config, tmp_path):
+    """In this process: the worker's own main, up to its first mistake."""
+    from eval import worker
+
+    job = {
+        "config": str(config),
+        "overrides": ["model.path=no/such-checkpoint"],
+        "settings": {"r100": {"answers": "0" * 64, "result": "1" * 64}},
+        "events": str(tmp_path / "events"),
+    }
+    (tmp_path / "job.json").write_text(json.dumps(job))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        assert worker.main(str(tmp_path / "job.json")) == 2
+    (event,) = map(json.loads, (tmp_path / "events").read_text().splitlines())
+    assert "no/such-checkpoint" in event["error"]
+
+
+def test_data_that_cannot_be_loaded_and_unknown_benchmarks_are_user_errors(monkeypatch):
+    from eval import worker
+
+    manager = worker.task_manager("videomme")
+    with pytest.raises(UserError, match="no task 'videonone'"):
+        worker.load_data("videonone", manager)
+
+    def unreachable(*_):
+        raise ConnectionError("Couldn't reach the hub")
+
+    monkeypatch.setattr(worker, "get_task_dict", unreachable)
+    with pytest.raises(UserError, match=r"Couldn't reach the hub.*evaluation\.data=standin"):
+        worker.load_data("videomme", manager)
+
+
+def test_an_output_folder_that_cannot_be_written_is_a_user_error(config, tmp_path):
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(UserError, match=r"taken.*evaluation\.output_dir"):
+        run.main([str(config), f"evaluation.output_dir={tmp_path / 'taken'}"])
+
+
+def test_an_older_result_is_kept_under_another_name(tmp_path):
+    (tmp_path / "result.json").write_text(json.dumps({"fingerprint": "f" * 64}))
+    (tmp_path / "samples.jsonl").write_text("old")
+    (tmp_path / "answers-1.rank0.jsonl").write_text("answers")
+    assert finished_result(tmp_path, "f" * 64)
+    assert finished_result(tmp_path, "0" * 64) is None
+    prepare_folder(tmp_path, resume=True)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["answers-1.rank0.jsonl", "result.ffffffffffff.json", "samples.ffffffffffff.jsonl"]
+    prepare_folder(tmp_path, resume=False)
+    assert not list(tmp_path.glob("answers*"))
+
+
+@pytest.mark.parametrize(
+    ("gpus", "overrides", "expected"),
+    [
+        (0, [], 1),
+        (0, ["evaluation.num_processes=2"], 2),
+        (4, ["model.device=auto"], 4),
+        (4, ["model.device=cuda", "evaluation.num_processes=2"], 2),
+        (4, ["model.device=cpu"], 1),
+        (4, ["model.device=cuda:1"], 1),
+        (0, ["model.device=cuda"], "no CUDA device"),
+        (2, ["model.device=cuda", "evaluation.num_processes=3"], "there are 2"),
+    ],
+)
+def test_number_of_processes(config, monkeypatch, gpus, overrides, expected):
+    monkeypatch.setattr(run.torch.cuda, "device_count", lambda: gpus)
+    experiment = load_experiment(config, overrides)
+    if isinstance(expected, int):
+        assert run.number_of_processes(experiment) == expected
+    else:
+        with pytest.raises(DeviceError, match=expected):
+            run.number_of_processes(experiment)
+
+
+def test_with_a_standin_datasets_come_from_there_alone(config, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HOME", "/models")
+    monkeypatch.setenv("HF_DATASETS_CACHE", "/elsewhere")
+    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
+    environment = run.worker_environment(load_experiment(config), tmp_path)
+    assert environment["HF_HOME"] == str(tmp_path)
+    assert environment["HF_HUB_OFFLINE"] == "1"
+    assert environment["HF_HUB_CACHE"] == "/models/hub"
+    assert "HF_DATASETS_CACHE" not in environment
+    untouched = run.worker_environment(load_experiment(config), None)
+    assert (untouched["HF_HOME"], untouched["HF_DATASETS_CACHE"]) == ("/models", "/elsewhere")
+
+
+def test_the_scripts_are_valid_bash():
+    for script in (CHECKOUT / "scripts").glob("*.sh"):
+        subprocess.run(["bash", "-n", str(script)], check=True)
+        first = script.read_text().splitlines()[0]
+        assert script.name == "lib.sh" or re.fullmatch(r"#!/usr/bin/env bash", first)
