@@ -1,0 +1,158 @@
+"""The tiny Video-LLM: LLaVA-OneVision's shape at a millionth of its cost, built from the shipped model tree."""
+
+import math
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from eval.world import COLORS, LABEL_GROUPS, LABEL_WIDTH
+from llava.model.language_model.llava_qwen import LlavaQwenConfig, LlavaQwenForCausalLM
+
+FRAMES = 8
+IMAGE_SIZE = 80
+GRID = 10
+"""Patches per side before pooling; 5 x 5 = 25 tokens per frame after it. 5 shares no factor with common strides."""
+MASK_SAMPLES = 4
+"""Points per side of a patch at which the tower learns to tell objects from background."""
+
+
+def tiny_config(tokenizer: PreTrainedTokenizerBase) -> LlavaQwenConfig:
+    """The configuration of the bundled model."""
+    return LlavaQwenConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=2048,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        vision_config={
+            "model_type": "siglip_vision_model",
+            "hidden_size": 96,
+            "intermediate_size": 288,
+            "num_hidden_layers": 4,  # LLaVA drops the last one
+            "num_attention_heads": 4,
+            "image_size": IMAGE_SIZE,
+            "patch_size": IMAGE_SIZE // GRID,
+            "hidden_act": "gelu_pytorch_tanh",
+            "layer_norm_eps": 1e-6,
+        },
+        mm_vision_tower="tiny-siglip-patch8-80",
+        mm_hidden_size=96,
+        mm_projector_type="mlp2x_gelu",
+        mm_patch_merge_type="spatial_unpad",
+        mm_newline_position="one_token",
+        mm_spatial_pool_mode="bilinear",
+        mm_spatial_pool_stride=2,
+        mm_vision_select_layer=-2,
+        mm_use_im_start_end=False,
+        mm_use_im_patch_token=False,
+        mm_num_frames=FRAMES,
+        image_aspect_ratio="pad",
+        tokenizer_model_max_length=2048,
+        tokenizer_padding_side="right",
+        use_mm_proj=True,
+    )
+
+
+def build_model(tokenizer: PreTrainedTokenizerBase, seed: int) -> LlavaQwenForCausalLM:
+    """The untrained model: linear layers start with fan-in variance, residual outputs at half of it."""
+    torch.manual_seed(seed)
+    model = LlavaQwenForCausalLM(tiny_config(tokenizer))
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and module is not model.lm_head:
+            gain = 0.5 if name.endswith(("o_proj", "down_proj", "out_proj", "fc2")) else 1.0
+            nn.init.normal_(module.weight, std=gain / math.sqrt(module.in_features))
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    embeddings = model.get_vision_tower().vision_tower.vision_model.embeddings
+    embeddings.position_embedding.weight.data = grid_positions(embeddings.position_embedding.embedding_dim)
+    return model
+
+
+def grid_positions(width: int) -> torch.Tensor:
+    """(GRID * GRID, width): sines and cosines of row and column, so that near patches start with near positions."""
+    angles = torch.arange(GRID)[:, None] / 20.0 ** torch.linspace(0, 1, width // 4)  # (GRID, width / 4)
+    axis = torch.cat([angles.sin(), angles.cos()], -1)
+    rows = axis[:, None].expand(GRID, GRID, -1)
+    columns = axis[None].expand(GRID, GRID, -1)
+    return torch.cat([rows, columns], -1).flatten(0, 1).clone()
+
+
+class DenseHeads(nn.Module):
+    """Training only: linear read-outs of what each patch shows and where it lies, from the tower's features."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.color = nn.Linear(width, LABEL_GROUPS["color"] + 1)
+        self.shape = nn.Linear(width, LABEL_GROUPS["shape"] + 1)
+        self.background = nn.Linear(width, LABEL_GROUPS["background"])
+        self.small = nn.Linear(width, 1)
+        self.mask = nn.Linear(width, MASK_SAMPLES**2)
+        self.row = nn.Linear(width, GRID)
+        self.column = nn.Linear(width, GRID)
+
+    def forward(
+        self, features: torch.Tensor, labels: torch.Tensor, masks: torch.Tensor
+    ) -> tuple[torch.Tensor, dict[str, float]]:
+        """Loss of features (F, GRID * GRID, width), and accuracies.
+
+        labels: (F, GRID * GRID, LABEL_WIDTH); masks: (F, GRID * GRID, MASK_SAMPLES**2). The masks are what makes the
+        shapes learnable: they ask for outlines whatever the colors.
+        """
+        color, shape, pattern, small = labels.split(list(LABEL_GROUPS.values()), -1)
+        free = 1 - color.sum(-1, keepdim=True)
+        weight = torch.where(free[..., 0] < 0.99, 1.0, 0.15)
+        cross_entropy = nn.functional.cross_entropy
+
+        def soft(logits: torch.Tensor, target: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+            loss = cross_entropy(logits.flatten(0, 1), target.flatten(0, 1), reduction="none")
+            return (loss * weights.flatten()).sum() / weights.sum()
+
+        color_logits, shape_logits = self.color(features), self.shape(features)
+        color_target, shape_target = torch.cat([color, free], -1), torch.cat([shape, free], -1)
+        pattern_logits = self.background(features)
+        where = torch.arange(GRID * GRID, device=features.device).expand(features.shape[:2])
+        loss = (
+            soft(color_logits, color_target, weight)
+            + soft(shape_logits, shape_target, weight)
+            + 0.5 * soft(pattern_logits, pattern / free.clamp(min=1e-6), free[..., 0])
+            + nn.functional.binary_cross_entropy_with_logits(self.small(features), small, weight=weight[..., None])
+            + 0.1 * cross_entropy(self.row(features).flatten(0, 1), where.flatten() // GRID)
+            + 0.1 * cross_entropy(self.column(features).flatten(0, 1), where.flatten() % GRID)
+        )
+        busy = color_target[..., :-1].amax(-1) > 0.5
+        clear = free[..., 0] > 0.99
+        accuracies = {
+            "color": (color_logits.argmax(-1) == color_target.argmax(-1))[busy].float().mean().item(),
+            "shape": (shape_logits.argmax(-1) == shape_target.argmax(-1))[busy].float().mean().item(),
+            "background": (pattern_logits.argmax(-1) == pattern.argmax(-1))[clear].float().mean().item(),
+        }
+        return loss, accuracies
+
+
+class Oracle(nn.Module):
+    """Training only: embeds what a patch shows, so that the language model can learn before it has eyes."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.embed = nn.Linear(LABEL_WIDTH + 2 * GRID + 1, width, bias=False)
+        nn.init.normal_(self.embed.weight, std=0.05)
+        where = torch.arange(GRID * GRID)
+        one_hot = nn.functional.one_hot
+        position = torch.cat([one_hot(where // GRID, GRID), one_hot(where % GRID, GRID)], -1).float()
+        self.register_buffer("position", torch.cat([position, torch.ones(GRID * GRID, 1)], -1))
+        scale = torch.full((LABEL_WIDTH,), 2.0)
+        scale[len(COLORS) + LABEL_GROUPS["shape"] : -1] = 1.0  # the background is everywhere: half as loud
+        self.register_buffer("scale", scale)
+
+    def forward(self, labels: torch.Tensor) -> torch.Tensor:
+        """(F, GRID * GRID, LABEL_WIDTH) -> (F, GRID * GRID, width)."""
+        position = self.position.expand(len(labels), -1, -1)
+        return self.embed(torch.cat([labels * self.scale, position], -1))

@@ -1,0 +1,85 @@
+"""The tiny model's own tokenizer: byte-level BPE over the words of the procedural world, in Qwen2's chat format.
+
+Any text can be encoded (bytes are the base alphabet); the words of the world and the fixed lines of the benchmark
+prompts are single tokens, which keeps prompts short.
+"""
+
+import itertools
+from pathlib import Path
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from eval.questions import LETTERS, NUMBERS, PLACES
+from eval.world import BACKGROUNDS, COLORS, MOTIONS, SHAPES
+
+SYSTEM = "You are a helpful assistant."
+MC_INSTRUCTION = (
+    "Select the best answer to the following multiple-choice question based on the video and the subtitles. "
+    "Respond with only the letter (A, B, C, or D) of the correct option."
+)
+"""First line of lmms-eval's `videomme` prompt."""
+MC_REQUEST = "Answer with the option's letter from the given choices directly."
+"""Last line of lmms-eval's `videomme` prompt, after an empty line."""
+FREE_REQUEST = "Answer the question using a single word or phrase."
+
+_WORDS = r" ?\p{L}+(?:[-']\p{L}+)*"
+_SPLIT = rf"[A-Z]\.|{_WORDS}| ?\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+|\n|\s+"
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """Train the tokenizer; the result is the same every time."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_SPLIT), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=1024,  # an upper bound: training stops when every word is one token
+        min_frequency=2,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_corpus(), trainer)
+    tokenizer.add_tokens(
+        [AddedToken(line, normalized=False) for line in (SYSTEM, MC_INSTRUCTION, MC_REQUEST, FREE_REQUEST)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        padding_side="right",
+        model_max_length=2048,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def save_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """Build the tokenizer and write its files into `folder`."""
+    tokenizer = build_tokenizer()
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def _corpus() -> list[str]:
+    things = [f"{color} object" for color in COLORS] + list(SHAPES)
+    questions = [
+        *(f"What color is the {name}{tail}?" for name in [*SHAPES, "small object"] for tail in ("", " at first")),
+        *(f"What color does the {shape} become?" for shape in SHAPES),
+        *(f"What shape is the {name}?" for name in [*things, "small object"]),
+        *(f"Which way does the {name} move?" for name in things),
+        *(f"Where is the {name} at the {moment}?" for name in things for moment in ("start", "end")),
+        "How many objects are there in total?",
+        *(f"Which {noun} {verb}?" for noun in ("color", "shape") for verb in ("is not shown", "disappears")),
+        *(f"Which {noun} appears {which}?" for noun in ("color", "shape") for which in ("first", "last")),
+        *(f"What is the background{tail}?" for tail in ("", " at the start", " at the end")),
+        *(f"Is there a {name}?" for name in things),
+        *("system", "user", "assistant"),
+    ]
+    words = [*COLORS, *SHAPES, *MOTIONS, *NUMBERS, *PLACES, *BACKGROUNDS, "yes", "no"]
+    options = [f"{letter}. {word}" for letter, word in itertools.product(LETTERS, words)]
+    return [line for line in [*questions, *words, *options, *LETTERS] for _ in range(2)]

@@ -1,0 +1,413 @@
+"""Train the bundled tiny Video-LLM: one seeded, resumable run on CPU cores or a GPU.
+
+    bash scripts/train_tiny.sh                     # what the bundled checkpoint was made with
+    python -m eval.train_tiny --out runs/tiny --workers 2 --seed 0
+
+Five stages, each through the shipped model tree:
+
+    tower   the SigLIP tower learns what each patch shows from dense labels, then stays frozen
+    still   the language model learns to answer about single frames of still scenes, from embedded labels in place of
+            visual tokens: colors, shapes, places, numbers, and the option letters. Wrong options are first drawn at
+            random, then from what the frame shows; every four-option question also asks for the answer itself where
+            the question ends, before the options
+    lm      the same on whole videos: motion, order and change as well
+    align   the projector learns by regression to produce those embeddings from the tower's features
+    joint   projector and language model together on rendered videos
+
+Batches are drawn fresh from seeds of the training split, so no video is seen twice. A run interrupted at any moment
+continues from its last snapshot and gives the result that it would have given. `--workers` processes share every
+batch; the result depends on their number only through the order of additions and the draw of scenes.
+"""
+
+import argparse
+import json
+import logging
+import os
+import random
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from eval.muon import Muon
+from eval.questions import Question, ask
+from eval.tiny_data import PackedBatch, Packer
+from eval.tiny_model import FRAMES, GRID, IMAGE_SIZE, MASK_SAMPLES, DenseHeads, Oracle, build_model
+from eval.tiny_tokenizer import build_tokenizer
+from eval.world import Scenes, Split, draw_scenes, frame_times, patch_labels, patch_masks, render, seed_for, stills
+from llava.model.language_model.llava_qwen import LlavaQwenForCausalLM
+from llava.model.pooling import pool_2x2
+
+logger = logging.getLogger("train_tiny")
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """Length and learning rates of one stage. `videos` are per step, over all workers."""
+
+    steps: int
+    videos: int
+    muon: float
+    adam: float
+    decay: float  # the last share of the steps, over which the learning rates fall to zero
+    warmup: int = 20
+
+
+STAGES = {
+    "tower": StageConfig(steps=700, videos=192, muon=0.02, adam=3e-3, decay=0.4),
+    "still": StageConfig(steps=450, videos=48, muon=0.02, adam=3e-3, decay=0.3),
+    "lm": StageConfig(steps=900, videos=24, muon=0.015, adam=2e-3, decay=0.4),
+    "align": StageConfig(steps=260, videos=8, muon=0.0, adam=3e-3, decay=1.0),
+    "joint": StageConfig(steps=300, videos=24, muon=0.01, adam=1e-3, decay=0.6),
+}
+EASY_STEPS = 200
+"""Steps of stage `still` over which the share of hard wrong options rises from 0 to its final value."""
+HARD = 0.95
+KIND_WEIGHTS = {"motion": 3.0, "place": 2.5, "order": 3.0, "count": 1.5, "vanish": 1.5, "color": 2.0}
+"""How much rather than other kinds (1) a kind is asked in training; two of a kind are two chances."""
+QUESTIONS_PER_VIDEO = 8
+SNAPSHOT_SECONDS = 60.0
+ATTENTION_BLOCK = 72
+
+
+def blocked_causal_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float, **_: object
+) -> tuple[Tensor, None]:
+    """Attention under a mask (B, 1, L, L) that hides the future: each block of queries skips the keys after it."""
+    outputs = []
+    for start in range(0, query.shape[2], ATTENTION_BLOCK):
+        rows, end = slice(start, start + ATTENTION_BLOCK), start + ATTENTION_BLOCK
+        attend = nn.functional.scaled_dot_product_attention
+        keys, values, seen = key[:, :, :end], value[:, :, :end], mask[:, :, rows, :end]
+        outputs.append(attend(query[:, :, rows], keys, values, attn_mask=seen, scale=scaling))
+    return torch.cat(outputs, 2).transpose(1, 2), None  # (B, L, heads, head width)
+
+
+AttentionInterface.register("blocked_causal", blocked_causal_attention)
+
+
+class Trainer:
+    """Model, data and snapshots of one run; every worker process holds one."""
+
+    def __init__(self, args: argparse.Namespace, rank: int):
+        self.args, self.rank, self.device = args, rank, torch.device(args.device)
+        self.out = Path(args.out)
+        self.tokenizer = build_tokenizer()
+        model = build_model(self.tokenizer, args.seed)
+        model.config._attn_implementation = "blocked_causal"
+        self.model: LlavaQwenForCausalLM = model.to(self.device)
+        self.heads = DenseHeads(model.config.mm_hidden_size).to(self.device)
+        self.oracle = Oracle(model.config.hidden_size).to(self.device)
+        self.everything = nn.ModuleDict({"model": self.model, "heads": self.heads, "oracle": self.oracle})
+        self.packers = {n: Packer(self.tokenizer, n * (GRID // 2) ** 2 + 1) for n in (1, FRAMES)}  # by frame count
+
+    # ---- data -------------------------------------------------------------------------------------------------
+
+    def scenes(self, stage: str, step: int, min_objects: int = 1) -> tuple[Scenes, Tensor, int]:
+        """This worker's share of the scenes of a step, the times of their frames, and their seed."""
+        index = list(STAGES).index(stage) << 28 | step << 4 | self.rank
+        seed = seed_for(Split.TRAIN, self.args.seed, index)
+        scenes = draw_scenes(STAGES[stage].videos // self.args.workers, seed, min_objects)
+        return scenes, frame_times(scenes, FRAMES), seed
+
+    def pixels(self, scenes: Scenes, times: Tensor, seed: int) -> Tensor:
+        """Rendered frames (B * F, 3, IMAGE_SIZE, IMAGE_SIZE) in [-1, 1], some blurred as video codecs do."""
+        chunks = [render(scenes[i : i + 4], times[i : i + 4], IMAGE_SIZE, seed + i) for i in range(0, len(scenes), 4)]
+        frames = torch.cat(chunks)  # (B, F, 3, S, S)
+        g = torch.Generator().manual_seed(seed)
+        luma = frames.mean(2, keepdim=True)
+        chroma = (frames - luma).flatten(0, 1)
+        coarse = nn.functional.interpolate(nn.functional.avg_pool2d(chroma, 2), scale_factor=2).view_as(frames)
+        strength = (torch.rand(len(frames), 1, 1, 1, 1, generator=g) - 0.3).clamp(min=0)
+        frames = luma + (chroma.view_as(frames) * (1 - strength) + coarse * strength)
+        soft = nn.functional.avg_pool2d(frames.flatten(0, 1), 3, 1, 1, count_include_pad=False).view_as(frames)
+        strength = (torch.rand(len(frames), 1, 1, 1, 1, generator=g) - 0.4).clamp(min=0)
+        frames = frames * (1 - strength) + soft * strength
+        return (frames * 2 - 1).flatten(0, 1).to(self.device)
+
+    def questions(
+        self, scenes: Scenes, rng: random.Random, hard: float, without: str = ""
+    ) -> list[list[tuple[Question, bool]]]:
+        """Per video a weighted choice of questions, each with or without options, none of kind `without`."""
+        rows = []
+        for row in range(len(scenes)):
+            asked = [question for question in ask(scenes, row, rng, hard) if question.kind != without]
+            asked.sort(key=lambda q: rng.random() ** (1 / KIND_WEIGHTS.get(q.kind, 1.0)), reverse=True)
+            chosen = asked[:QUESTIONS_PER_VIDEO]
+            rows.append([(q, bool(q.options) and (q.free_text_answer is None or rng.random() < 0.6)) for q in chosen])
+        return rows
+
+    # ---- forward passes ---------------------------------------------------------------------------------------
+
+    def project(self, pixels: Tensor) -> Tensor:
+        """Frames (B * F, 3, S, S) -> projected patches (B * F, GRID * GRID, D); the tower is frozen."""
+        with torch.no_grad():
+            features = self.model.get_vision_tower()(pixels)
+        return self.model.get_model().mm_projector(features)
+
+    def answer_loss(self, patches: Tensor, batch: PackedBatch) -> tuple[Tensor, Tensor]:
+        """Weighted loss of all targets, and the logits (M, vocabulary), for patches (B * F, GRID * GRID, D)."""
+        rows = len(batch.input_ids)
+        pooled = pool_2x2(patches, self.model.config.mm_spatial_pool_mode)  # (B * F, 25, D)
+        newline = self.model.get_model().image_newline
+        video = torch.cat([pooled.view(rows, -1, pooled.shape[-1]), newline.expand(rows, 1, -1)], 1)
+        text = self.model.get_input_embeddings()(batch.input_ids.to(self.device))
+        embeds = torch.cat([text[:, : batch.video.start], video, text[:, batch.video.stop :]], 1)
+        hidden = self.model.get_model()(
+            inputs_embeds=embeds,
+            attention_mask=batch.mask.to(self.device),
+            position_ids=batch.position_ids.to(self.device),
+            use_cache=False,
+        ).last_hidden_state
+        logits = self.model.lm_head(hidden[batch.target_rows, batch.target_columns])
+        losses = nn.functional.cross_entropy(logits, batch.targets.to(self.device), reduction="none")
+        weights = batch.weights.to(self.device)
+        return (losses * weights).sum() / weights.sum(), logits
+
+    # ---- stages -----------------------------------------------------------------------------------------------
+
+    def tower_loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
+        scenes, times, seed = self.scenes("tower", step, min_objects=2)
+        # One frame of each video: frames of one video are too alike to learn from together.
+        chosen = torch.randint(FRAMES, (len(scenes), 1), generator=torch.Generator().manual_seed(seed))
+        times = times.gather(1, chosen)
+        labels = patch_labels(scenes, times, GRID).flatten(0, 1).to(self.device)
+        masks = patch_masks(scenes, times, GRID, MASK_SAMPLES).flatten(0, 1).to(self.device)
+        features = self.model.get_vision_tower()(self.pixels(scenes, times, seed))
+        return self.heads(features, labels, masks)
+
+    def still_loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
+        scenes, times, seed = self.scenes("still", step)
+        scenes, times = stills(scenes), times[:, :1]
+        labels = patch_labels(scenes, times, GRID).flatten(0, 1).to(self.device)
+        return self._qa(scenes, seed, self.oracle(labels), HARD * min(1.0, step / EASY_STEPS), without="motion")
+
+    def lm_loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
+        scenes, times, seed = self.scenes("lm", step)
+        labels = patch_labels(scenes, times, GRID).flatten(0, 1).to(self.device)
+        return self._qa(scenes, seed, self.oracle(labels), HARD)
+
+    def align_loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
+        scenes, times, seed = self.scenes("align", step)
+        labels = patch_labels(scenes, times, GRID).flatten(0, 1).to(self.device)
+        with torch.no_grad():
+            target = self.oracle(labels)
+        busy = (labels[..., :LABELS_OF_OBJECTS].sum(-1, keepdim=True) > 0.01).float()
+        error = (self.project(self.pixels(scenes, times, seed)) - target).square() * (1 + 8 * busy)
+        loss = error.mean() / target.var()
+        return loss, {"error": loss.item()}
+
+    def joint_loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
+        scenes, times, seed = self.scenes("joint", step)
+        return self._qa(scenes, seed, self.project(self.pixels(scenes, times, seed)), HARD)
+
+    def _qa(
+        self, scenes: Scenes, seed: int, patches: Tensor, hard: float, without: str = ""
+    ) -> tuple[Tensor, dict[str, float]]:
+        rng = random.Random(seed)
+        packer = self.packers[len(patches) // len(scenes)]
+        batch = packer.pack(self.questions(scenes, rng, hard, without), rng)
+        loss, logits = self.answer_loss(patches, batch)
+        return loss, accuracy_by_kind(logits, batch)
+
+    def trainable(self, stage: str) -> list[tuple[str, nn.Parameter]]:
+        """Named parameters that a stage trains."""
+        core = self.model.get_model()
+        modules: dict[str, list[nn.Module]] = {
+            "tower": [self.model.get_vision_tower(), self.heads],
+            "still": [core.embed_tokens, core.layers, core.norm, self.oracle],
+            "lm": [core.embed_tokens, core.layers, core.norm, self.oracle],
+            "align": [core.mm_projector],
+            "joint": [core.embed_tokens, core.layers, core.norm, core.mm_projector],
+        }
+        chosen = {id(p) for module in modules[stage] for p in module.parameters()}
+        if stage in ("still", "lm", "joint"):
+            chosen.add(id(core.image_newline))
+        return [(name, p) for name, p in self.everything.named_parameters() if id(p) in chosen]
+
+    # ---- the loop ---------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """All stages, each from its last snapshot."""
+        losses: dict[str, Callable[[int], tuple[Tensor, dict[str, float]]]] = {
+            "tower": self.tower_loss,
+            "still": self.still_loss,
+            "lm": self.lm_loss,
+            "align": self.align_loss,
+            "joint": self.joint_loss,
+        }
+        for stage in self.args.stages:
+            self.fit(stage, losses[stage])
+
+    def fit(self, stage: str, loss_of: Callable[[int], tuple[Tensor, dict[str, float]]]) -> None:
+        config = STAGES[stage]
+        named = self.trainable(stage)
+        for parameter in self.everything.parameters():
+            parameter.requires_grad_(False)
+        parameters = [p.requires_grad_(True) for _, p in named]
+        optimizers = make_optimizers(named, config)
+        step, seconds = self.load(stage, optimizers)
+        begun = saved = time.monotonic()
+        sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+        while step < config.steps:
+            for optimizer, rate in optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = rate * schedule(step, config)
+            loss, metrics = loss_of(step)
+            loss.backward()
+            self.average_gradients(parameters)
+            for optimizer, _ in optimizers:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            step += 1
+            for name, value in [("loss", loss.item()), *metrics.items()]:
+                if value == value:  # a kind that no question of this batch had is NaN
+                    sums[name][0] += value
+                    sums[name][1] += 1
+            if step % 50 == 0 or step == config.steps:
+                self.log(stage, step, seconds + time.monotonic() - begun, sums)
+                sums.clear()
+            if step == config.steps or time.monotonic() - saved > SNAPSHOT_SECONDS:
+                saved = time.monotonic()
+                self.save(stage, optimizers, step, seconds + saved - begun)
+
+    def average_gradients(self, parameters: list[nn.Parameter]) -> None:
+        """The mean gradient over the workers, as if one had seen the whole batch."""
+        if self.args.workers == 1:
+            return
+        flat = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
+        dist.all_reduce(flat)
+        flat /= self.args.workers
+        start = 0
+        for p in parameters:
+            if p.grad is not None:
+                p.grad.copy_(flat[start : start + p.numel()].view_as(p))
+                start += p.numel()
+
+    def log(self, stage: str, step: int, seconds: float, sums: dict[str, list[float]]) -> None:
+        if self.rank:
+            return
+        means = {name: round(total / count, 4) for name, (total, count) in sorted(sums.items())}
+        with open(self.out / "log.jsonl", "a") as file:
+            file.write(json.dumps({"stage": stage, "step": step, "seconds": round(seconds, 1), **means}) + "\n")
+        summary = " ".join(f"{name} {value:.3f}" for name, value in means.items())
+        logger.info("%s %d/%d %.0f s: %s", stage, step, STAGES[stage].steps, seconds, summary)
+
+    def snapshot(self, stage: str) -> Path:
+        return self.out / f"{stage}.pt"
+
+    def save(
+        self, stage: str, optimizers: list[tuple[torch.optim.Optimizer, float]], step: int, seconds: float
+    ) -> None:
+        if self.rank:
+            return
+        partial = self.snapshot(stage).with_suffix(".partial")
+        torch.save(
+            {
+                "weights": {name: p.detach() for name, p in self.trainable(stage)},
+                "optimizers": [optimizer.state_dict() for optimizer, _ in optimizers],
+                "step": step,
+                "seconds": seconds,
+                "run": run_identity(self.args, stage),
+            },
+            partial,
+        )
+        os.replace(partial, self.snapshot(stage))
+
+    def load(self, stage: str, optimizers: list[tuple[torch.optim.Optimizer, float]]) -> tuple[int, float]:
+        """Restore a stage's snapshot if there is one; returns its step and the seconds it took so far."""
+        if not self.snapshot(stage).exists():
+            return 0, 0.0
+        state = torch.load(self.snapshot(stage), map_location=self.device, weights_only=True)
+        if state["run"] != run_identity(self.args, stage):
+            raise SystemExit(
+                f"error: {self.snapshot(stage)} belongs to a run with other settings; "
+                "choose another --out or remove it."
+            )
+        for name, parameter in self.trainable(stage):
+            parameter.data.copy_(state["weights"][name])
+        for (optimizer, _), saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        return state["step"], state["seconds"]
+
+
+LABELS_OF_OBJECTS = 8
+
+
+def run_identity(args: argparse.Namespace, stage: str) -> str:
+    """What must agree for a snapshot to be continued."""
+    return json.dumps({"seed": args.seed, "workers": args.workers, stage: asdict(STAGES[stage])}, sort_keys=True)
+
+
+def make_optimizers(
+    named: list[tuple[str, nn.Parameter]], config: StageConfig
+) -> list[tuple[torch.optim.Optimizer, float]]:
+    """Muon for the hidden matrices of the transformer blocks, AdamW for everything else; with their peak rates."""
+    hidden = [p for name, p in named if ".layers." in name and p.ndim == 2 and config.muon]
+    ids = {id(p) for p in hidden}
+    others = [p for _, p in named if id(p) not in ids]
+    optimizers: list[tuple[torch.optim.Optimizer, float]] = [
+        (torch.optim.AdamW(others, lr=config.adam, betas=(0.9, 0.95), weight_decay=0.0), config.adam)
+    ]
+    if hidden:
+        optimizers.append((Muon(hidden, lr=config.muon), config.muon))
+    return optimizers
+
+
+def schedule(step: int, config: StageConfig) -> float:
+    """Warm-up, plateau, linear decay to zero."""
+    left = (config.steps - step) / (config.decay * config.steps)
+    return min(1.0, (step + 1) / config.warmup, left)
+
+
+def accuracy_by_kind(logits: Tensor, batch: PackedBatch) -> dict[str, float]:
+    """Share of right answers per kind of question and over all four-option questions."""
+    right = (logits.argmax(-1).cpu() == batch.targets)[batch.weights == 1.0].tolist()
+    by_kind: dict[str, list[bool]] = defaultdict(list)
+    for kind, value in zip(batch.kinds, right, strict=True):
+        by_kind[kind].append(value)
+        by_kind["FREE" if kind.endswith("/free") else "MC"].append(value)
+    return {kind: sum(values) / len(values) for kind, values in by_kind.items()}
+
+
+def _worker(rank: int, args: argparse.Namespace) -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    if args.workers > 1:
+        dist.init_process_group("gloo", init_method=f"file://{args.rendezvous}", rank=rank, world_size=args.workers)
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // args.workers))
+    Trainer(args, rank).run()
+    if args.workers > 1:
+        dist.destroy_process_group()
+
+
+def _stages(text: str) -> list[str]:
+    names = text.split(",")
+    if unknown := [name for name in names if name not in STAGES]:
+        raise argparse.ArgumentTypeError(f"unknown stage {unknown[0]!r}; stages are {', '.join(STAGES)}")
+    return names
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", default="runs/tiny", help="folder of snapshots and logs (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=2, help="processes that share a batch on the CPU")
+    parser.add_argument("--device", default="cpu", help='"cpu", or "cuda" with one worker')
+    parser.add_argument("--stages", type=_stages, default=list(STAGES), help="comma-separated, in order")
+    args = parser.parse_args(argv)
+    Path(args.out).mkdir(parents=True, exist_ok=True)
+    if args.workers == 1:
+        _worker(0, args)
+    else:
+        args.rendezvous = str((Path(args.out) / f"rendezvous-{os.getpid()}").resolve())
+        torch.multiprocessing.spawn(_worker, (args,), nprocs=args.workers)
+
+
+if __name__ == "__main__":
+    main()

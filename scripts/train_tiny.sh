@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Train the bundled tiny Video-LLM from its seed, continue an interrupted run, and write the checkpoint.
+#
+#     bash scripts/train_tiny.sh [OUT] [--workers N] [--device cuda --workers 1] ...     (default OUT: runs/tiny)
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+OUT="runs/tiny"
+if [ $# -gt 0 ] && [[ "$1" != -* ]]; then
+    OUT="$1"
+    shift
+fi
+prepare_environment eval
+cd "$CHECKOUT"
+"$PYTHON" -m eval.train_tiny --out "$OUT" "$@"
+"$PYTHON" -m eval.export_tiny --run "$OUT" --to "$OUT/checkpoint"
+echo "The checkpoint is in $OUT/checkpoint"
