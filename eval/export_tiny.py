@@ -44,9 +44,9 @@ twice.
 
 ## Accuracy
 
-All tokens kept, {videos} videos of the evaluation split (`python -m eval.measure_tiny --videos {videos}`). Four options,
-the wrong ones drawn from what the same video shows wherever it shows enough; chance is 25 %. "Swapped": the same
-questions about the next video's frames; "blank": about a gray video.
+All tokens kept, {videos} videos of the evaluation split (`python -m eval.measure_tiny --videos {videos}`). Four
+options, the wrong ones drawn from what the same video shows wherever it shows enough; chance is 25 %. "Swapped": the
+same questions about the next video's frames; "blank": about a gray video.
 
 {table}
 

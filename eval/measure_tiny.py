@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerBase
 
 from eval.questions import Question, ask
 from eval.tiny_data import PackedBatch, Packer
@@ -26,6 +25,7 @@ from eval.videos import Video, make_videos
 from eval.world import Split
 from llava.assets import tiny_model_path
 from llava.model.builder import load_pretrained_model
+from llava.model.pooling import pool_2x2
 
 CONTROLS = ("video", "swapped", "blank")
 BATCH = 8
@@ -125,8 +125,6 @@ def _answers(model, batch: PackedBatch, pixels: torch.Tensor) -> torch.Tensor:
 
 def _encode(model, pixels: torch.Tensor) -> Iterator[torch.Tensor]:
     """Visual tokens (V, D) of each video of pixels (B, F, 3, S, S), as `encode_images` makes them."""
-    from llava.model.pooling import pool_2x2
-
     for video in pixels:
         patches = model.get_model().mm_projector(model.get_vision_tower()(video))
         yield pool_2x2(patches, model.config.mm_spatial_pool_mode).flatten(0, 1)
