@@ -13,7 +13,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from transformers import AutoTokenizer
 
-from llava.errors import CheckpointError
+from llava.errors import CheckpointError, UserError
 from llava.model.language_model.llava_qwen import LlavaQwenConfig, LlavaQwenForCausalLM
 
 logger = logging.getLogger(__name__)
@@ -61,12 +61,7 @@ def read_config(folder: Path) -> LlavaQwenConfig:
     path = folder / "config.json"
     if not path.exists():
         raise CheckpointError(f"{folder} has no config.json, so it is not a checkpoint in the original LLaVA layout.")
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path} is not valid JSON ({error}); download it again.") from error
-    if not isinstance(fields, dict):
-        raise CheckpointError(f"{path} must hold a JSON object; download it again.")
+    fields = _read_json(path)
     architecture = (fields.get("architectures") or [ARCHITECTURES[0]])[0]
     model_type = fields.get("model_type")
     if architecture not in ARCHITECTURES or model_type not in MODEL_TYPES:
@@ -105,6 +100,8 @@ def load_weights(
         CheckpointError: files missing or damaged, weights missing or of another shape.
     """
     check_weight_files(folder)
+    if (folder / "generation_config.json").exists():
+        _read_json(folder / "generation_config.json")  # transformers would silently ignore a damaged one
     model: Any
     report: dict[str, Any]
     try:
@@ -119,6 +116,10 @@ def load_weights(
             ignore_mismatched_sizes=True,  # collected in the report, and refused below
             **kwargs,
         )
+    except UserError:
+        raise
+    except (TypeError, ValueError) as error:  # values of config.json that fit no model
+        raise CheckpointError(f"The checkpoint in {folder} cannot be loaded: {_summary(error)}") from error
     except (SafetensorError, pickle.UnpicklingError, EOFError) as error:
         raise CheckpointError(
             f"A weight file in {folder} is damaged ({_summary(error)}); download it again."
@@ -159,6 +160,16 @@ def check_weight_files(folder: Path) -> None:
                     pass
             except SafetensorError as error:
                 raise CheckpointError(f"{file} is damaged or incomplete ({error}); download it again.") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path} is not valid JSON ({error}); download it again.") from error
+    if not isinstance(fields, dict):
+        raise CheckpointError(f"{path} must hold a JSON object; download it again.")
+    return fields
 
 
 def _sample(names: Iterable[str], limit: int = 4) -> str:

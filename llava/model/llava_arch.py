@@ -165,6 +165,8 @@ class LlavaMetaForCausalLM:
         Raises:
             UserError: the number of items, of modalities or the shape of an item does not fit the prompts.
         """
+        if images is None and past_key_values is not None:  # a decoding step: new text only
+            return input_ids, position_ids, attention_mask, past_key_values, None, labels
         has_placeholder = bool((input_ids == IMAGE_TOKEN_INDEX).any())
         if not has_placeholder and (images is None or input_ids.shape[1] == 1):
             return input_ids, position_ids, attention_mask, past_key_values, None, labels

@@ -189,6 +189,7 @@ def test_missing_files(folder, name, message):
     [
         ("config.json", "{", "not valid JSON"),
         ("config.json", "[]", "JSON object"),
+        ("generation_config.json", "{", "not valid JSON"),
         ("tokenizer.json", "{", "tokenizer"),
         ("model.safetensors.index.json", "{}", "weight index"),
     ],
@@ -206,7 +207,7 @@ def test_damaged_files(folder, name, content, message):
     [
         ({"model_type": "llava_onevision"}, "llava_onevision"),
         ({"architectures": ["LlavaLlamaForCausalLM"]}, "LlavaLlamaForCausalLM"),
-        ({"hidden_size": "wide"}, "hidden_size"),
+        ({"hidden_size": "wide"}, "str"),
         ({"mm_use_im_start_end": True}, "im_start"),
     ],
 )

@@ -80,14 +80,9 @@ def prepare(model, images, modalities="video", ids=PROMPT, mask=None):
 
 def test_nothing_to_insert_returns_the_arguments(llava):
     text = torch.tensor([[5, 6, 7]])
-    assert llava.prepare_inputs_labels_for_multimodal(text, None, None, "cache", text, None) == (
-        text,
-        None,
-        None,
-        "cache",
-        None,
-        text,
-    )
+    for cache in (None, "cache"):
+        out = llava.prepare_inputs_labels_for_multimodal(text, None, None, cache, text, None)
+        assert out == (text, None, None, cache, None, text)
 
 
 def test_one_string_stands_for_every_item(llava, make_video):
@@ -118,6 +113,11 @@ def test_images_are_refused_until_they_are_supported(llava, make_video):
 def test_a_placeholder_needs_a_video(llava):
     with pytest.raises(UserError, match="1 <image> placeholders but 0"):
         llava(PROMPT)
+
+
+def test_pixels_must_be_preprocessed(llava):
+    with pytest.raises(UserError, match="uint8"):
+        prepare(llava, [torch.zeros(2, 3, 32, 32, dtype=torch.uint8)])
 
 
 @pytest.mark.parametrize(

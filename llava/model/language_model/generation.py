@@ -77,7 +77,7 @@ class LlavaGenerationMixin:
         if prompt_position_ids is None:
             return step
         inputs = step["input_ids"] if step.get("inputs_embeds") is None else step["inputs_embeds"]
-        done = past_key_values.get_seq_length()
+        done = 0 if past_key_values is None else past_key_values.get_seq_length()
         end = done + inputs.shape[1]
         new = torch.arange(1, end - prompt_position_ids.shape[1] + 1, device=prompt_position_ids.device)
         positions = torch.cat([prompt_position_ids, prompt_position_ids[:, -1:] + new], dim=1)

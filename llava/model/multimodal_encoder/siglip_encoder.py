@@ -106,12 +106,17 @@ class SigLipVisionTower(nn.Module):
         return self.vision_tower(images.to(device=self.device, dtype=self.dtype)).to(images.dtype)
 
     def check_pixels(self, images: torch.Tensor) -> None:
-        """Refuse anything but (frames, 3, image_size, image_size) with a UserError."""
+        """Refuse anything but (frames, 3, image_size, image_size) of floating dtype with a UserError."""
         side = self.config.image_size
-        if images.ndim != 4 or images.shape[1:] != (3, side, side) or len(images) == 0:
+        if (
+            images.ndim != 4
+            or images.shape[1:] != (3, side, side)
+            or 0 in images.shape
+            or not images.is_floating_point()
+        ):
             raise UserError(
-                f"The vision tower takes (frames, 3, {side}, {side}) pixels, not {tuple(images.shape)}; "
-                "use the image processor that load_pretrained_model returns."
+                f"The vision tower takes floating-point pixels (frames, 3, {side}, {side}), not {images.dtype} "
+                f"{tuple(images.shape)}; use the image processor that load_pretrained_model returns."
             )
 
     @property
