@@ -140,6 +140,7 @@ def sample_frames(timestamps: np.ndarray, duration: float, config: VideoConfig) 
     # A frame is taken when one of the times start, start + 1/fps, ... falls between its appearance and the next one's.
     appears = np.append(np.maximum(timestamps[first : last + 1], start), end)
     ticks = np.ceil((appears - start) * config.fps - 1e-6)
+    ticks[0] = -1  # the frame on screen at `start` is always taken
     taken = first + np.flatnonzero(np.diff(ticks) > 0)
     return taken if len(taken) <= count else taken[np.linspace(0, len(taken) - 1, count, dtype=np.int64)]
 
