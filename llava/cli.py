@@ -107,30 +107,18 @@ def _ask(arguments: argparse.Namespace, overrides: list[str]) -> None:
 
 def _experiment(arguments: argparse.Namespace, overrides: list[str]) -> "tuple[Experiment, bool]":
     """The experiment to take the settings from, and whether it says anything about compression."""
-    from llava.config import BUDGETS, build_experiment
+    from llava.config import build_experiment
     from llava.yaml_schema import read_mapping
 
+    if arguments.retention_ratio is not None and arguments.threshold is not None:
+        raise ConfigError("Give either --retention-ratio or --threshold, not both: each decides how many tokens stay.")
     mapping: dict[str, Any] = read_mapping(arguments.config) if arguments.config else {"name": "ask"}
     given = {key: value for name, (key, _, _) in FLAGS.items() if (value := getattr(arguments, name)) is not None}
-    flags = [f"{key}={json.dumps(value) if key in TEXT_KEYS else value}" for key, value in given.items()]
-    overrides = flags + overrides
-    if any(override.startswith(tuple(f"compression.{budget}=" for budget in BUDGETS)) for override in overrides):
-        mapping = _without_budget(mapping)
+    overrides = [
+        f"{key}={json.dumps(value) if key in TEXT_KEYS else value}" for key, value in given.items()
+    ] + overrides
     experiment = build_experiment(mapping, overrides, arguments.config or "command line")
     return experiment, "compression" in mapping or any(override.startswith("compression.") for override in overrides)
-
-
-def _without_budget(mapping: dict[str, Any]) -> dict[str, Any]:
-    """Drop the file's budget, which a budget on the command line replaces."""
-    from llava.config import BUDGETS
-
-    compression = mapping.get("compression")
-    if not isinstance(compression, dict):
-        return mapping
-    kept = {
-        key: value for key, value in compression.items() if key not in BUDGETS and (key, value) != ("method", "none")
-    }
-    return {**mapping, "compression": kept}
 
 
 def _whole_number(name: str, text: str) -> int:

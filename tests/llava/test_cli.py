@@ -95,7 +95,7 @@ def test_settings_come_from_flags_overrides_and_files(ask, capsys, tmp_path, mon
         (["--retention-ratio", ".nan"], ["retention_ratio", "nan"]),
         (["--retention-ratio", "abc"], ["retention_ratio", "expected a number", "abc"]),
         (["--threshold", "2"], ["similarity_threshold", "[-1, 1]"]),
-        (["--retention-ratio", "0.1", "--threshold", "0.9"], ["exactly one of", "similarity_threshold"]),
+        (["--retention-ratio", "0.1", "--threshold", "0.9"], ["either --retention-ratio or --threshold"]),
         (["--method", "scisor", "--retention-ratio", "0.1"], ["did you mean 'scissor'"]),
         (["compression.retention_ration=0.1"], ["did you mean 'retention_ratio'"]),
         (["compresion.retention_ratio=0.1"], ["did you mean 'compression'"]),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from video_files import cut, hide_start, numbered_frame, read_number, rotate, write_audio, write_video
 
@@ -135,6 +135,7 @@ def test_a_time_span_and_a_rate_select_what_is_on_screen(tmp_path):
     assert load_video(path, VideoConfig(num_frames=3, start=1.0, end=2.0)).frame_indices.tolist() == [10, 14, 19]
 
 
+@example(gaps=[1.0], count=1, fps=1.0, span=(0.0, 1e-38))
 @given(
     gaps=st.lists(st.floats(0.005, 3.0), min_size=1, max_size=60),
     count=st.integers(1, 80),
