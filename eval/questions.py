@@ -133,24 +133,22 @@ def _questions(
     for thing in rng.sample(steady, min(2, len(steady))):
         yield choose("color", f"What color is the {thing.shape}?", thing.color, colors_shown, COLORS)
     for thing in rng.sample(steady, min(2, len(steady))):
-        yield choose("shape", f"What shape is the {thing.color} object?", thing.shape, shapes_shown, SHAPES)
+        yield choose("shape", f"Which shape is {thing.color}?", thing.shape, shapes_shown, SHAPES)
 
     little = [thing for thing in steady if thing.small]
     if little and len(objects) > 1:
         yield choose("small", "What color is the small object?", little[0].color, colors_shown, COLORS)
-        yield choose("small", "What shape is the small object?", little[0].shape, shapes_shown, SHAPES)
+        yield choose("small", "Which shape is small?", little[0].shape, shapes_shown, SHAPES)
 
     for thing in rng.sample(long_seen, min(2, len(long_seen))):
-        name = f"{thing.color} object" if thing.new_color is None and rng.random() < 0.5 else thing.shape
-        yield choose("motion", f"Which way does the {name} move?", thing.motion, motions_shown, MOTIONS)
+        yield choose("motion", f"What is the motion of the {thing.shape}?", thing.motion, motions_shown, MOTIONS)
 
     spots = []
     for thing in objects:
-        name = f"{thing.color} object" if thing.new_color is None and rng.random() < 0.5 else thing.shape
         if thing.appear < 0 and (place := _place(thing.start)):
-            spots.append((f"Where is the {name} at the start?", place))
+            spots.append((f"At the start, where is the {thing.shape}?", place))
         if thing.vanish > 1 and (place := _place(thing.end)):
-            spots.append((f"Where is the {name} at the end?", place))
+            spots.append((f"At the end, where is the {thing.shape}?", place))
     for text, place in rng.sample(spots, min(2, len(spots))):
         yield choose("place", text, place, list(PLACES), PLACES)
 
@@ -167,9 +165,9 @@ def _questions(
 
     for thing in objects:
         if thing.new_color is not None:
-            shown = colors_shown
-            yield choose("change", f"What color does the {thing.shape} become?", thing.new_color, shown, COLORS)
-            yield choose("change", f"What color is the {thing.shape} at first?", thing.color, shown, COLORS)
+            for moment, color in (("start", thing.color), ("end", thing.new_color)):
+                text = f"At the {moment}, what color is the {thing.shape}?"
+                yield choose("change", text, color, colors_shown, COLORS)
 
     latest = sorted(objects, key=lambda thing: thing.appear)
     if len(objects) > 1 and latest[-1].appear > max(latest[-2].appear, 0):
@@ -184,17 +182,18 @@ def _questions(
 
     first, last, cut = backgrounds
     if cut:
-        yield choose("scene", "What is the background at the start?", first, list(BACKGROUNDS), BACKGROUNDS)
-        yield choose("scene", "What is the background at the end?", last, list(BACKGROUNDS), BACKGROUNDS)
+        yield choose("scene", "At the start, what is the background?", first, list(BACKGROUNDS), BACKGROUNDS)
+        yield choose("scene", "At the end, what is the background?", last, list(BACKGROUNDS), BACKGROUNDS)
     else:
         yield choose("scene", "What is the background?", first, list(BACKGROUNDS), BACKGROUNDS)
 
-    values, shown, noun = rng.choice([(COLORS, colors_shown, "{} object"), (SHAPES, shapes_shown, "{}")])
+    values, shown, text = rng.choice(
+        [(COLORS, colors_shown, "Is anything {}?"), (SHAPES, shapes_shown, "Is there a {}?")]
+    )
     there = rng.random() < 0.5
     candidates = [value for value in values if (value in shown) == there]
     if candidates:
-        text = f"Is there a {noun.format(rng.choice(candidates))}?"
-        yield Question("exist", text, (), -1, "yes" if there else "no")
+        yield Question("exist", text.format(rng.choice(candidates)), (), -1, "yes" if there else "no")
 
 
 def _place(point: tuple[float, float]) -> str | None:

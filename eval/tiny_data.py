@@ -118,10 +118,9 @@ class _Row:
             last = column + len(asked) - 1
             for offset, token in enumerate(reply):
                 self.targets.append((last + offset, token, 1.0 if offset == 0 else 0.1))
-            if with_options and answer is not None:
-                # The answer itself, asked for where the question ends: what the options are then compared with.
-                first = encode(f"A. {answer}")[len(encode("A."))]
-                self.targets.append((column + len(encode(question.text)), first, 0.5))
+            if answer is not None:
+                # The answer itself, asked for at the question mark: what the options are then compared with.
+                self.targets.append((column + len(encode(question.text)) - 1, encode(f" {answer}")[0], 0.5))
 
     def _add(self, ids: list[int], branch: int, options: int, start: int) -> int:
         """Append tokens at positions `start`, `start` + 1, ...; returns the position after the last one."""

@@ -66,18 +66,20 @@ def save_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 
 
 def _corpus() -> list[str]:
-    things = [f"{color} object" for color in COLORS] + list(SHAPES)
+    moments = ("At the start, ", "At the end, ")
     questions = [
-        *(f"What color is the {name}{tail}?" for name in [*SHAPES, "small object"] for tail in ("", " at first")),
-        *(f"What color does the {shape} become?" for shape in SHAPES),
-        *(f"What shape is the {name}?" for name in [*things, "small object"]),
-        *(f"Which way does the {name} move?" for name in things),
-        *(f"Where is the {name} at the {moment}?" for name in things for moment in ("start", "end")),
+        *(f"What color is the {name}?" for name in [*SHAPES, "small object"]),
+        *(f"Which shape is {key}?" for key in [*COLORS, "small"]),
+        *(f"What is the motion of the {shape}?" for shape in SHAPES),
+        *(f"{moment}where is the {shape}?" for moment in moments for shape in SHAPES),
+        *(f"{moment}what color is the {shape}?" for moment in moments for shape in SHAPES),
         "How many objects are there in total?",
         *(f"Which {noun} {verb}?" for noun in ("color", "shape") for verb in ("is not shown", "disappears")),
         *(f"Which {noun} appears {which}?" for noun in ("color", "shape") for which in ("first", "last")),
-        *(f"What is the background{tail}?" for tail in ("", " at the start", " at the end")),
-        *(f"Is there a {name}?" for name in things),
+        "What is the background?",
+        *(f"{moment}what is the background?" for moment in moments),
+        *(f"Is there a {shape}?" for shape in SHAPES),
+        *(f"Is anything {color}?" for color in COLORS),
         *("system", "user", "assistant"),
     ]
     words = [*COLORS, *SHAPES, *MOTIONS, *NUMBERS, *PLACES, *BACKGROUNDS, "yes", "no"]

@@ -3,13 +3,12 @@
     bash scripts/train_tiny.sh                     # what the bundled checkpoint was made with
     python -m eval.train_tiny --out runs/tiny --workers 2 --seed 0
 
-Five stages, each through the shipped model tree:
+Six stages, each through the shipped model tree:
 
     tower   the SigLIP tower learns what each patch shows from dense labels, then stays frozen
-    still   the language model learns to answer about single frames of still scenes, from embedded labels in place of
-            visual tokens: colors, shapes, places, numbers, and the option letters. Wrong options are first drawn at
-            random, then from what the frame shows; every four-option question also asks for the answer itself where
-            the question ends, before the options
+    words   the language model learns to answer free questions about single frames of still scenes, from embedded
+            labels in place of visual tokens: colors, shapes, places, numbers
+    still   option letters as well. Wrong options are first drawn at random, then from what the frame shows
     lm      the same on whole videos: motion, order and change as well
     align   the projector learns by regression to produce those embeddings from the tower's features
     joint   projector and language model together on rendered videos
@@ -40,7 +39,18 @@ from eval.questions import Question, ask
 from eval.tiny_data import PackedBatch, Packer
 from eval.tiny_model import FRAMES, GRID, IMAGE_SIZE, MASK_SAMPLES, DenseHeads, Oracle, build_model
 from eval.tiny_tokenizer import build_tokenizer
-from eval.world import Scenes, Split, draw_scenes, frame_times, patch_labels, patch_masks, render, seed_for, stills
+from eval.world import (
+    LABEL_GROUPS,
+    Scenes,
+    Split,
+    draw_scenes,
+    frame_times,
+    patch_labels,
+    patch_masks,
+    render,
+    seed_for,
+    stills,
+)
 from llava.model.language_model.llava_qwen import LlavaQwenForCausalLM
 from llava.model.pooling import pool_2x2
 
@@ -60,17 +70,21 @@ class StageConfig:
 
 
 STAGES = {
-    "tower": StageConfig(steps=700, videos=192, muon=0.02, adam=3e-3, decay=0.4),
-    "still": StageConfig(steps=450, videos=48, muon=0.02, adam=3e-3, decay=0.3),
-    "lm": StageConfig(steps=900, videos=24, muon=0.015, adam=2e-3, decay=0.4),
+    "tower": StageConfig(steps=500, videos=192, muon=0.02, adam=3e-3, decay=0.4),
+    "words": StageConfig(steps=600, videos=64, muon=0.02, adam=3e-3, decay=0.05),
+    "still": StageConfig(steps=350, videos=48, muon=0.02, adam=3e-3, decay=0.1),
+    "lm": StageConfig(steps=800, videos=24, muon=0.015, adam=2e-3, decay=0.4),
     "align": StageConfig(steps=260, videos=8, muon=0.0, adam=3e-3, decay=1.0),
     "joint": StageConfig(steps=300, videos=24, muon=0.01, adam=1e-3, decay=0.6),
 }
-EASY_STEPS = 200
+EASY_STEPS = 150
 """Steps of stage `still` over which the share of hard wrong options rises from 0 to its final value."""
 HARD = 0.95
-KIND_WEIGHTS = {"motion": 3.0, "place": 2.5, "order": 3.0, "count": 1.5, "vanish": 1.5, "color": 2.0}
-"""How much rather than other kinds (1) a kind is asked in training; two of a kind are two chances."""
+STILL_WEIGHTS = {"color": 3.0, "shape": 3.0, "place": 2.0, "scene": 0.3, "motion": 0.0}
+VIDEO_WEIGHTS = {"motion": 3.0, "place": 2.5, "order": 3.0, "count": 1.5, "vanish": 1.5, "color": 2.0}
+"""How much rather than other kinds (1) a kind is asked about stills and about videos; two of a kind are two chances."""
+WITH_OPTIONS = 0.6
+"""Share of the questions that come with options, where a kind has both forms."""
 QUESTIONS_PER_VIDEO = 8
 SNAPSHOT_SECONDS = 60.0
 ATTENTION_BLOCK = 72
@@ -132,15 +146,21 @@ class Trainer:
         return (frames * 2 - 1).flatten(0, 1).to(self.device)
 
     def questions(
-        self, scenes: Scenes, rng: random.Random, hard: float, without: str = ""
+        self, scenes: Scenes, rng: random.Random, weights: dict[str, float], hard: float, with_options: float
     ) -> list[list[tuple[Question, bool]]]:
-        """Per video a weighted choice of questions, each with or without options, none of kind `without`."""
+        """Per video a weighted choice of questions, each with options (True) or without."""
         rows = []
         for row in range(len(scenes)):
-            asked = [question for question in ask(scenes, row, rng, hard) if question.kind != without]
-            asked.sort(key=lambda q: rng.random() ** (1 / KIND_WEIGHTS.get(q.kind, 1.0)), reverse=True)
-            chosen = asked[:QUESTIONS_PER_VIDEO]
-            rows.append([(q, bool(q.options) and (q.free_text_answer is None or rng.random() < 0.6)) for q in chosen])
+            priority = []
+            for question in ask(scenes, row, rng, hard):
+                weight = weights.get(question.kind, 1.0)
+                options = bool(question.options) and rng.random() < with_options
+                if question.free_text_answer is None:
+                    options, weight = True, weight if with_options else 0.0
+                if weight:
+                    priority.append((rng.random() ** (1 / weight), (question, options)))
+            priority.sort(key=lambda pair: pair[0], reverse=True)
+            rows.append([pair for _, pair in priority[:QUESTIONS_PER_VIDEO]])
         return rows
 
     # ---- forward passes ---------------------------------------------------------------------------------------
@@ -182,37 +202,50 @@ class Trainer:
         features = self.model.get_vision_tower()(self.pixels(scenes, times, seed))
         return self.heads(features, labels, masks)
 
+    def words_loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
+        return self._still_qa("words", step, hard=0.0, with_options=0.0)
+
     def still_loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
-        scenes, times, seed = self.scenes("still", step)
+        return self._still_qa("still", step, HARD * min(1.0, step / EASY_STEPS), WITH_OPTIONS)
+
+    def _still_qa(self, stage: str, step: int, hard: float, with_options: float) -> tuple[Tensor, dict[str, float]]:
+        scenes, times, seed = self.scenes(stage, step, min_objects=2)
         scenes, times = stills(scenes), times[:, :1]
         labels = patch_labels(scenes, times, GRID).flatten(0, 1).to(self.device)
-        return self._qa(scenes, seed, self.oracle(labels), HARD * min(1.0, step / EASY_STEPS), without="motion")
+        return self._qa(scenes, seed, self.oracle(labels), STILL_WEIGHTS, hard, with_options)
 
     def lm_loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
         scenes, times, seed = self.scenes("lm", step)
         labels = patch_labels(scenes, times, GRID).flatten(0, 1).to(self.device)
-        return self._qa(scenes, seed, self.oracle(labels), HARD)
+        return self._qa(scenes, seed, self.oracle(labels), VIDEO_WEIGHTS, HARD, WITH_OPTIONS)
 
     def align_loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
         scenes, times, seed = self.scenes("align", step)
         labels = patch_labels(scenes, times, GRID).flatten(0, 1).to(self.device)
         with torch.no_grad():
             target = self.oracle(labels)
-        busy = (labels[..., :LABELS_OF_OBJECTS].sum(-1, keepdim=True) > 0.01).float()
+        busy = (labels[..., : LABEL_GROUPS["color"]].sum(-1, keepdim=True) > 0.01).float()
         error = (self.project(self.pixels(scenes, times, seed)) - target).square() * (1 + 8 * busy)
         loss = error.mean() / target.var()
         return loss, {"error": loss.item()}
 
     def joint_loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
         scenes, times, seed = self.scenes("joint", step)
-        return self._qa(scenes, seed, self.project(self.pixels(scenes, times, seed)), HARD)
+        patches = self.project(self.pixels(scenes, times, seed))
+        return self._qa(scenes, seed, patches, VIDEO_WEIGHTS, HARD, WITH_OPTIONS)
 
     def _qa(
-        self, scenes: Scenes, seed: int, patches: Tensor, hard: float, without: str = ""
+        self,
+        scenes: Scenes,
+        seed: int,
+        patches: Tensor,
+        weights: dict[str, float],
+        hard: float,
+        with_options: float,
     ) -> tuple[Tensor, dict[str, float]]:
         rng = random.Random(seed)
         packer = self.packers[len(patches) // len(scenes)]
-        batch = packer.pack(self.questions(scenes, rng, hard, without), rng)
+        batch = packer.pack(self.questions(scenes, rng, weights, hard, with_options), rng)
         loss, logits = self.answer_loss(patches, batch)
         return loss, accuracy_by_kind(logits, batch)
 
@@ -221,13 +254,14 @@ class Trainer:
         core = self.model.get_model()
         modules: dict[str, list[nn.Module]] = {
             "tower": [self.model.get_vision_tower(), self.heads],
+            "words": [core.embed_tokens, core.layers, core.norm, self.oracle],
             "still": [core.embed_tokens, core.layers, core.norm, self.oracle],
             "lm": [core.embed_tokens, core.layers, core.norm, self.oracle],
             "align": [core.mm_projector],
             "joint": [core.embed_tokens, core.layers, core.norm, core.mm_projector],
         }
         chosen = {id(p) for module in modules[stage] for p in module.parameters()}
-        if stage in ("still", "lm", "joint"):
+        if stage in ("words", "still", "lm", "joint"):
             chosen.add(id(core.image_newline))
         return [(name, p) for name, p in self.everything.named_parameters() if id(p) in chosen]
 
@@ -237,6 +271,7 @@ class Trainer:
         """All stages, each from its last snapshot."""
         losses: dict[str, Callable[[int], tuple[Tensor, dict[str, float]]]] = {
             "tower": self.tower_loss,
+            "words": self.words_loss,
             "still": self.still_loss,
             "lm": self.lm_loss,
             "align": self.align_loss,
@@ -337,9 +372,6 @@ class Trainer:
         return state["step"], state["seconds"]
 
 
-LABELS_OF_OBJECTS = 8
-
-
 def run_identity(args: argparse.Namespace, stage: str) -> str:
     """What must agree for a snapshot to be continued."""
     return json.dumps({"seed": args.seed, "workers": args.workers, stage: asdict(STAGES[stage])}, sort_keys=True)
@@ -402,11 +434,16 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--stages", type=_stages, default=list(STAGES), help="comma-separated, in order")
     args = parser.parse_args(argv)
     Path(args.out).mkdir(parents=True, exist_ok=True)
-    if args.workers == 1:
-        _worker(0, args)
-    else:
-        args.rendezvous = str((Path(args.out) / f"rendezvous-{os.getpid()}").resolve())
-        torch.multiprocessing.spawn(_worker, (args,), nprocs=args.workers)
+    try:
+        if args.workers == 1:
+            _worker(0, args)
+        else:
+            args.rendezvous = str((Path(args.out) / f"rendezvous-{os.getpid()}").resolve())
+            torch.multiprocessing.spawn(_worker, (args,), nprocs=args.workers)
+    except KeyboardInterrupt:
+        raise SystemExit(
+            f"\nInterrupted. Run the same command again to go on from the snapshots in {args.out}."
+        ) from None
 
 
 if __name__ == "__main__":
