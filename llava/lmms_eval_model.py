@@ -158,9 +158,15 @@ class LlavaScissor(lmms):
         """Paths of the videos of a document; none for a question on text alone.
 
         Raises:
-            UserError: something else than paths of videos.
+            UserError: something else than paths of videos, or a video that the benchmark's data lack.
         """
-        visuals = doc_to_visual(self.task_dict[task][split][doc_id]) or []
+        try:
+            visuals = doc_to_visual(self.task_dict[task][split][doc_id]) or []
+        except SystemExit as error:  # what tasks of lmms-eval do about a missing video
+            raise UserError(
+                f"{task}, document {doc_id}: {error}. lmms-eval keeps a benchmark's videos in the folder that HF_HOME "
+                "names (default ~/.cache/huggingface): remove the benchmark's folder there to have them fetched anew."
+            ) from None
         for visual in visuals:
             if not isinstance(visual, str):
                 raise UserError(f"{task} gives {type(visual).__name__} objects, but llava_scissor takes video files.")
@@ -194,12 +200,13 @@ class LlavaScissor(lmms):
 
     def _progress(self, requests: Sequence[Instance]) -> Iterable[Instance]:
         """The requests in their order, in which questions on the same video follow each other."""
-        with tqdm(total=len(requests), disable=self.rank != 0, desc="Answering") as bar:
+        total = sum(not request.metadata.get("__padding_only__") for request in requests)
+        with tqdm(total=total, disable=self.rank != 0, desc="Answering") as bar:
             for done, request in enumerate(requests, start=1):
                 yield request
                 bar.update()
                 if self.on_progress:
-                    self.on_progress(done, len(requests))
+                    self.on_progress(min(done, total), total)
 
 
 def _split(arguments: dict[str, Any]) -> tuple[ModelConfig, VideoConfig, CompressionConfig | None]:

@@ -124,6 +124,16 @@ def test_other_visuals_and_tasks_of_several_rounds_are_user_errors(lm):
         lm.generate_until_multi_round([])
 
 
+def test_a_video_that_the_data_lack_is_a_user_error(lm):
+    def leave(_):
+        raise SystemExit("video path:/data/x.mp4 does not exist")
+
+    missing = request("generate_until", lm, [], second={"max_new_tokens": 1})
+    missing.arguments = (*missing.arguments[:2], leave, *missing.arguments[3:])
+    with pytest.raises(UserError, match=r"document 0.*x\.mp4.*HF_HOME"):
+        lm.generate_until([missing])
+
+
 def test_the_argument_string_sorts_names_into_sections(tmp_path):
     arguments = f"pretrained={CHECKPOINT},num_frames=2,retention_ratio=0.5,temporal=False,log_dir={tmp_path}"
     lm = LlavaScissor.create_from_arg_string(arguments, {"device": "cpu", "batch_size": 1, "max_batch_size": None})
