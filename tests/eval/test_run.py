@@ -88,6 +88,7 @@ def interrupted(config):
     return folder
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_and_two_processes_give_the_same(config, interrupted, capsys):
     (log,) = interrupted.glob("r100/answers-*.jsonl")
     before = log.read_text().splitlines()
