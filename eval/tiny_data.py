@@ -101,9 +101,14 @@ class _Row:
         for number, (question, with_options) in enumerate(pairs, start=2):
             asked = [*encode(question.text), *encode("\n")]
             answer = question.free_text_answer
+            column = len(self.ids)
             if with_options:
                 for letter, option in zip(LETTERS, question.options, strict=True):
-                    asked += [*encode(f"{letter}. {option}"), *encode("\n")]
+                    asked += encode(f"{letter}. {option}")
+                    # Every option is asked whether it is the one, at its last word.
+                    verdict = " yes" if letter == question.letter else " no"
+                    self.targets.append((column + len(asked) - 1, encode(verdict)[0], 0.25))
+                    asked += encode("\n")
                 asked += [*encode("\n"), *encode(MC_REQUEST), *encode(TURN)]
                 start, reply = instruction_end, [*encode(question.letter), *encode(END)]
                 self.kinds.append(question.kind)
@@ -113,7 +118,6 @@ class _Row:
                 asked = [*encode(question.text), *request, *encode(TURN)]
                 start, reply = trunk_end, [*encode(answer), *encode(END)]
                 self.kinds.append(f"{question.kind}/free")
-            column = len(self.ids)
             self._add([*asked, *reply[:-1]], number, int(with_options), start)
             last = column + len(asked) - 1
             for offset, token in enumerate(reply):

@@ -75,7 +75,7 @@ STAGES = {
     "still": StageConfig(steps=350, videos=48, muon=0.02, adam=3e-3, decay=0.1),
     "lm": StageConfig(steps=800, videos=24, muon=0.015, adam=2e-3, decay=0.4),
     "align": StageConfig(steps=260, videos=8, muon=0.0, adam=3e-3, decay=1.0),
-    "joint": StageConfig(steps=300, videos=24, muon=0.01, adam=1e-3, decay=0.6),
+    "joint": StageConfig(steps=200, videos=24, muon=0.01, adam=1e-3, decay=0.6),
 }
 EASY_STEPS = 150
 """Steps of stage `still` over which the share of hard wrong options rises from 0 to its final value."""
