@@ -8,7 +8,7 @@ Each step is one call that can be made by itself: `load_video`, `prepare`, `mode
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,6 +86,7 @@ class VideoQA:
         model, tokenizer, image_processor, context_length: as `load_pretrained_model` returns them.
         conv_template: key of `llava.conversation.conv_templates`.
         video: how videos are read unless a call says otherwise.
+        load_video: `llava.video.load_video`, or a function like it that remembers videos.
     """
 
     def __init__(
@@ -104,6 +105,7 @@ class VideoQA:
         self.model, self.tokenizer, self.image_processor = model, tokenizer, image_processor
         self.context_length, self.conv_template = context_length, conv_template
         self.video = video or VideoConfig()
+        self.load_video: Callable[[str | Path, VideoConfig], Video] = load_video
 
     @classmethod
     def from_pretrained(cls, path: str | Path | None = None, **settings: Any) -> "VideoQA":
@@ -207,7 +209,7 @@ class VideoQA:
         paths = [videos] if isinstance(videos, str | Path) else list(videos or [])
         if paths and self.image_processor is None:
             raise CheckpointError("This checkpoint has no vision tower: ask without a video, or load another one.")
-        clips = [load_video(path, self._with_frame_count(video or self.video)) for path in paths]
+        clips = [self.load_video(path, self._with_frame_count(video or self.video)) for path in paths]
         with stage("preprocess"):
             return Inputs(
                 input_ids=self._tokens(self._prompt(question, len(clips))),

@@ -52,15 +52,15 @@ make_venv() {
 # Show what pip is doing until process $1, whose output goes to file $2, has ended; its exit status.
 wait_for_pip() {
     trap 'kill "$pip" 2>/dev/null; exit 130' INT TERM
-    local pip="$1" log="$2" seconds=0
+    local pip="$1" log="$2" start=$SECONDS shown=-30
     while kill -0 "$pip" 2>/dev/null; do
         if [ -t 2 ]; then
             printf '\r\033[K%s' "$(tail -n 1 "$log" | cut -c 1-100)" >&2
-        elif [ $((seconds % 30)) = 0 ]; then
-            printf 'installing, %s s\n' "$seconds" >&2
+        elif [ $((SECONDS - start)) -ge $((shown + 30)) ]; then
+            shown=$((SECONDS - start))
+            printf 'installing, %s s\n' "$shown" >&2
         fi
         sleep 1
-        seconds=$((seconds + 1))
     done
     if [ -t 2 ]; then printf '\r\033[K' >&2; fi
     trap - INT TERM

@@ -57,6 +57,7 @@ def test_lmms_eval_finds_the_model():
 
 
 def test_every_sample_logs_its_tokens_and_times(lm, videos, tmp_path):
+    lm.qa.load_video.cache_clear()
     log = AnswerLog(tmp_path, "s" * 12)
     progress = []
     lm.start(TENTH, log, lambda done, total: progress.append((done, total)))
@@ -84,6 +85,14 @@ def test_a_logged_answer_is_reused_under_the_same_settings_only(lm, videos, tmp_
     lm.start(TENTH, AnswerLog(tmp_path, "t" * 12))
     with pytest.raises(TypeError):
         generate(lm, videos[:1])
+
+
+def test_a_video_is_decoded_once_for_questions_in_a_row(lm, videos):
+    lm.start(TENTH)
+    lm.qa.load_video.cache_clear()
+    for video in (0, 0, 0, 1, 1):
+        generate(lm, [videos[video]])
+    assert lm.qa.load_video.cache_info().misses == 2
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])
