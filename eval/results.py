@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llava.answer_log import settings_fingerprint
+from llava.assets import tiny_model_path
 from llava.config import Experiment, ModelConfig, setting_name
 from llava.errors import UserError
 from llava.token_compression import CompressionConfig
@@ -89,11 +90,7 @@ def write_result(folder: Path, result: dict[str, Any], samples: Iterable[dict[st
 
 def checkpoint_path(model: ModelConfig) -> str:
     """`model.path`, with "tiny" replaced by the folder of the bundled checkpoint."""
-    if model.path != "tiny":
-        return model.path
-    from llava.assets import tiny_model_path
-
-    return str(tiny_model_path())
+    return str(tiny_model_path()) if model.path == "tiny" else model.path
 
 
 def as_plain(experiment: Experiment, compression: CompressionConfig) -> dict[str, Any]:
