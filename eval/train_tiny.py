@@ -3,13 +3,16 @@
     bash scripts/train_tiny.sh                     # what the bundled checkpoint was made with
     python -m eval.train_tiny --out runs/tiny --workers 2 --seed 0
 
-Six stages, each through the shipped model tree:
+Nine stages, each through the shipped model tree:
 
     tower   the SigLIP tower learns what each patch shows from dense labels, then stays frozen
     words   the language model learns to answer free questions about single frames of still scenes, from embedded
             labels in place of visual tokens: colors, shapes, places, numbers
     still   option letters as well. Wrong options are first drawn at random, then from what the frame shows
-    lm      the same on whole videos: motion, order and change as well
+    lm      the same on whole videos
+    ends    of the first and the last frame, what the last one shows: one time before two
+    pairs   what differs between the first and the last frame: motion, change, start and end
+    events  what happens in whole videos: order as well
     align   the projector learns by regression to produce those embeddings from the tower's features
     joint   projector and language model together on rendered videos
 
@@ -70,19 +73,30 @@ class StageConfig:
 
 
 STAGES = {
-    "tower": StageConfig(steps=500, videos=192, muon=0.02, adam=3e-3, decay=0.4),
+    "tower": StageConfig(steps=450, videos=192, muon=0.02, adam=3e-3, decay=0.4),
     "words": StageConfig(steps=600, videos=64, muon=0.02, adam=3e-3, decay=0.05),
     "still": StageConfig(steps=350, videos=48, muon=0.02, adam=3e-3, decay=0.1),
-    "lm": StageConfig(steps=800, videos=24, muon=0.015, adam=2e-3, decay=0.4),
+    "lm": StageConfig(steps=360, videos=24, muon=0.015, adam=2e-3, decay=0.05),
+    "ends": StageConfig(steps=120, videos=48, muon=0.015, adam=2e-3, decay=0.1),
+    "pairs": StageConfig(steps=160, videos=48, muon=0.015, adam=2e-3, decay=0.1),
+    "events": StageConfig(steps=160, videos=24, muon=0.015, adam=2e-3, decay=0.4),
     "align": StageConfig(steps=260, videos=8, muon=0.0, adam=3e-3, decay=1.0),
-    "joint": StageConfig(steps=200, videos=24, muon=0.01, adam=1e-3, decay=0.6),
+    "joint": StageConfig(steps=150, videos=24, muon=0.01, adam=1e-3, decay=0.6),
 }
 EASY_STEPS = 150
 """Steps of stage `still` over which the share of hard wrong options rises from 0 to its final value."""
 HARD = 0.95
 STILL_WEIGHTS = {"color": 3.0, "shape": 3.0, "place": 2.0, "scene": 0.3, "motion": 0.0}
 VIDEO_WEIGHTS = {"motion": 3.0, "place": 2.5, "order": 3.0, "count": 1.5, "vanish": 1.5, "color": 2.0}
-"""How much rather than other kinds (1) a kind is asked about stills and about videos; two of a kind are two chances."""
+EVENT_WEIGHTS = {
+    "motion": 4.0, "order": 4.0, "vanish": 4.0, "change": 2.0, "place": 2.0, "scene": 1.5,
+    "small": 0.6, "absent": 0.5, "color": 0.4, "shape": 0.4, "exist": 0.3,
+}  # fmt: skip
+PAIR_WEIGHTS = EVENT_WEIGHTS | {"order": 0.0, "vanish": 2.0, "count": 0.5}
+"""How much rather than other kinds (1) a kind is asked in the stages on stills, videos, events and pairs."""
+START_SHARE = 0.3
+"""Share of the questions about a video's start that are asked. Asked as often as those about the end they cancel out:
+neither time is preferred, so nothing makes the model read which one is meant. One first, then the other more rarely."""
 WITH_OPTIONS = 0.6
 """Share of the questions that come with options, where a kind has both forms."""
 QUESTIONS_PER_VIDEO = 8
@@ -119,7 +133,7 @@ class Trainer:
         self.heads = DenseHeads(model.config.mm_hidden_size).to(self.device)
         self.oracle = Oracle(model.config.hidden_size).to(self.device)
         self.everything = nn.ModuleDict({"model": self.model, "heads": self.heads, "oracle": self.oracle})
-        self.packers = {n: Packer(self.tokenizer, n * (GRID // 2) ** 2 + 1) for n in (1, FRAMES)}  # by frame count
+        self.packers = {n: Packer(self.tokenizer, n * (GRID // 2) ** 2 + 1) for n in (1, 2, FRAMES)}  # by frame count
 
     # ---- data -------------------------------------------------------------------------------------------------
 
@@ -146,14 +160,25 @@ class Trainer:
         return (frames * 2 - 1).flatten(0, 1).to(self.device)
 
     def questions(
-        self, scenes: Scenes, rng: random.Random, weights: dict[str, float], hard: float, with_options: float
+        self,
+        scenes: Scenes,
+        rng: random.Random,
+        weights: dict[str, float],
+        hard: float,
+        with_options: float,
+        start_share: float = 1.0,
     ) -> list[list[tuple[Question, bool]]]:
-        """Per video a weighted choice of questions, each with options (True) or without."""
+        """Per video a weighted choice of questions, each with options (True) or without.
+
+        `start_share` is the share of the questions about the start of the video that may be asked.
+        """
         rows = []
         for row in range(len(scenes)):
             priority = []
             for question in ask(scenes, row, rng, hard):
                 weight = weights.get(question.kind, 1.0)
+                if question.text.startswith("At the start") and rng.random() >= start_share:
+                    weight = 0.0
                 options = bool(question.options) and rng.random() < with_options
                 if question.free_text_answer is None:
                     options, weight = True, weight if with_options else 0.0
@@ -215,9 +240,32 @@ class Trainer:
         return self._qa(scenes, seed, self.oracle(labels), STILL_WEIGHTS, hard, with_options)
 
     def lm_loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
-        scenes, times, seed = self.scenes("lm", step)
+        return self._video_qa("lm", step, VIDEO_WEIGHTS, 1.0)
+
+    def ends_loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
+        return self._pair_qa("ends", step, PAIR_WEIGHTS | {"motion": 0.0}, start_share=0.0)
+
+    def pairs_loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
+        return self._pair_qa("pairs", step, PAIR_WEIGHTS, START_SHARE)
+
+    def _pair_qa(
+        self, stage: str, step: int, weights: dict[str, float], start_share: float
+    ) -> tuple[Tensor, dict[str, float]]:
+        scenes, times, seed = self.scenes(stage, step)
+        scenes.appear.fill_(-1.0)  # two frames do not show who came when
+        times = times[:, [0, -1]]
         labels = patch_labels(scenes, times, GRID).flatten(0, 1).to(self.device)
-        return self._qa(scenes, seed, self.oracle(labels), VIDEO_WEIGHTS, HARD, WITH_OPTIONS)
+        return self._qa(scenes, seed, self.oracle(labels), weights, HARD, WITH_OPTIONS, start_share)
+
+    def events_loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
+        return self._video_qa("events", step, EVENT_WEIGHTS, START_SHARE)
+
+    def _video_qa(
+        self, stage: str, step: int, weights: dict[str, float], start_share: float
+    ) -> tuple[Tensor, dict[str, float]]:
+        scenes, times, seed = self.scenes(stage, step)
+        labels = patch_labels(scenes, times, GRID).flatten(0, 1).to(self.device)
+        return self._qa(scenes, seed, self.oracle(labels), weights, HARD, WITH_OPTIONS, start_share)
 
     def align_loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
         scenes, times, seed = self.scenes("align", step)
@@ -232,7 +280,7 @@ class Trainer:
     def joint_loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
         scenes, times, seed = self.scenes("joint", step)
         patches = self.project(self.pixels(scenes, times, seed))
-        return self._qa(scenes, seed, patches, VIDEO_WEIGHTS, HARD, WITH_OPTIONS)
+        return self._qa(scenes, seed, patches, VIDEO_WEIGHTS, HARD, WITH_OPTIONS, START_SHARE)
 
     def _qa(
         self,
@@ -242,10 +290,11 @@ class Trainer:
         weights: dict[str, float],
         hard: float,
         with_options: float,
+        start_share: float = 1.0,
     ) -> tuple[Tensor, dict[str, float]]:
         rng = random.Random(seed)
         packer = self.packers[len(patches) // len(scenes)]
-        batch = packer.pack(self.questions(scenes, rng, weights, hard, with_options), rng)
+        batch = packer.pack(self.questions(scenes, rng, weights, hard, with_options, start_share), rng)
         loss, logits = self.answer_loss(patches, batch)
         return loss, accuracy_by_kind(logits, batch)
 
@@ -257,11 +306,14 @@ class Trainer:
             "words": [core.embed_tokens, core.layers, core.norm, self.oracle],
             "still": [core.embed_tokens, core.layers, core.norm, self.oracle],
             "lm": [core.embed_tokens, core.layers, core.norm, self.oracle],
+            "ends": [core.embed_tokens, core.layers, core.norm, self.oracle],
+            "pairs": [core.embed_tokens, core.layers, core.norm, self.oracle],
+            "events": [core.embed_tokens, core.layers, core.norm, self.oracle],
             "align": [core.mm_projector],
             "joint": [core.embed_tokens, core.layers, core.norm, core.mm_projector],
         }
         chosen = {id(p) for module in modules[stage] for p in module.parameters()}
-        if stage in ("words", "still", "lm", "joint"):
+        if stage in ("words", "still", "lm", "ends", "pairs", "events", "joint"):
             chosen.add(id(core.image_newline))
         return [(name, p) for name, p in self.everything.named_parameters() if id(p) in chosen]
 
@@ -274,6 +326,9 @@ class Trainer:
             "words": self.words_loss,
             "still": self.still_loss,
             "lm": self.lm_loss,
+            "ends": self.ends_loss,
+            "pairs": self.pairs_loss,
+            "events": self.events_loss,
             "align": self.align_loss,
             "joint": self.joint_loss,
         }
