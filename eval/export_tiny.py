@@ -7,6 +7,7 @@ import argparse
 import json
 import platform
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -60,7 +61,7 @@ def export(run: Path, target: Path, videos: int) -> None:
     Raises:
         UserError: a stage of the run has not been finished.
     """
-    states = {}
+    states: dict[str, dict[str, Any]] = {}
     for stage, config in STAGES.items():
         path = run / f"{stage}.pt"
         states[stage] = torch.load(path, map_location="cpu", weights_only=True) if path.exists() else {"step": 0}

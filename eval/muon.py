@@ -41,6 +41,7 @@ class Muon(torch.optim.Optimizer):
             for (rows, columns), parameters in by_shape.items():
                 updates = []
                 for p in parameters:
+                    assert p.grad is not None
                     if "momentum" not in self.state[p]:
                         self.state[p]["momentum"] = torch.zeros_like(p)
                     momentum = self.state[p]["momentum"].lerp_(p.grad, 1 - group["momentum"])

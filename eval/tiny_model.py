@@ -1,6 +1,7 @@
 """The tiny Video-LLM: LLaVA-OneVision's shape at a millionth of its cost, built from the shipped model tree."""
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,20 +20,20 @@ MASK_SAMPLES = 4
 
 def tiny_config(tokenizer: PreTrainedTokenizerBase) -> LlavaQwenConfig:
     """The configuration of the bundled model."""
-    return LlavaQwenConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=2048,
-        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
-        tie_word_embeddings=True,
-        bos_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        vision_config={
+    fields: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 2048,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+        "tie_word_embeddings": True,
+        "bos_token_id": tokenizer.pad_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "vision_config": {
             "model_type": "siglip_vision_model",
             "hidden_size": 96,
             "intermediate_size": 288,
@@ -43,22 +44,23 @@ def tiny_config(tokenizer: PreTrainedTokenizerBase) -> LlavaQwenConfig:
             "hidden_act": "gelu_pytorch_tanh",
             "layer_norm_eps": 1e-6,
         },
-        mm_vision_tower="tiny-siglip-patch8-80",
-        mm_hidden_size=96,
-        mm_projector_type="mlp2x_gelu",
-        mm_patch_merge_type="spatial_unpad",
-        mm_newline_position="one_token",
-        mm_spatial_pool_mode="bilinear",
-        mm_spatial_pool_stride=2,
-        mm_vision_select_layer=-2,
-        mm_use_im_start_end=False,
-        mm_use_im_patch_token=False,
-        mm_num_frames=FRAMES,
-        image_aspect_ratio="pad",
-        tokenizer_model_max_length=2048,
-        tokenizer_padding_side="right",
-        use_mm_proj=True,
-    )
+        "mm_vision_tower": "tiny-siglip-patch8-80",
+        "mm_hidden_size": 96,
+        "mm_projector_type": "mlp2x_gelu",
+        "mm_patch_merge_type": "spatial_unpad",
+        "mm_newline_position": "one_token",
+        "mm_spatial_pool_mode": "bilinear",
+        "mm_spatial_pool_stride": 2,
+        "mm_vision_select_layer": -2,
+        "mm_use_im_start_end": False,
+        "mm_use_im_patch_token": False,
+        "mm_num_frames": FRAMES,
+        "image_aspect_ratio": "pad",
+        "tokenizer_model_max_length": 2048,
+        "tokenizer_padding_side": "right",
+        "use_mm_proj": True,
+    }
+    return LlavaQwenConfig(**fields)
 
 
 def build_model(tokenizer: PreTrainedTokenizerBase, seed: int) -> LlavaQwenForCausalLM:
@@ -71,7 +73,9 @@ def build_model(tokenizer: PreTrainedTokenizerBase, seed: int) -> LlavaQwenForCa
             nn.init.normal_(module.weight, std=gain / math.sqrt(module.in_features))
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-    embeddings = model.get_vision_tower().vision_tower.vision_model.embeddings
+    tower = model.get_vision_tower()
+    assert tower is not None
+    embeddings = tower.vision_tower.vision_model.embeddings
     embeddings.position_embedding.weight.data = grid_positions(embeddings.position_embedding.embedding_dim)
     return model
 
@@ -139,6 +143,9 @@ class DenseHeads(nn.Module):
 
 class Oracle(nn.Module):
     """Training only: embeds what a patch shows, so that the language model can learn before it has eyes."""
+
+    position: torch.Tensor
+    scale: torch.Tensor
 
     def __init__(self, width: int):
         super().__init__()

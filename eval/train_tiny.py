@@ -129,10 +129,13 @@ class Trainer:
         self.tokenizer = build_tokenizer()
         model = build_model(self.tokenizer, args.seed)
         model.config._attn_implementation = "blocked_causal"
-        self.model: LlavaQwenForCausalLM = model.to(self.device)
-        self.heads = DenseHeads(model.config.mm_hidden_size).to(self.device)
-        self.oracle = Oracle(model.config.hidden_size).to(self.device)
-        self.everything = nn.ModuleDict({"model": self.model, "heads": self.heads, "oracle": self.oracle})
+        tower = model.get_vision_tower()
+        assert tower is not None
+        self.model: LlavaQwenForCausalLM = model
+        self.tower = tower
+        self.heads = DenseHeads(tower.hidden_size)
+        self.oracle = Oracle(model.config.hidden_size)
+        self.everything = nn.ModuleDict({"model": model, "heads": self.heads, "oracle": self.oracle}).to(self.device)
         self.packers = {n: Packer(self.tokenizer, n * (GRID // 2) ** 2 + 1) for n in (1, 2, FRAMES)}  # by frame count
 
     # ---- data -------------------------------------------------------------------------------------------------
@@ -193,7 +196,7 @@ class Trainer:
     def project(self, pixels: Tensor) -> Tensor:
         """Frames (B * F, 3, S, S) -> projected patches (B * F, GRID * GRID, D); the tower is frozen."""
         with torch.no_grad():
-            features = self.model.get_vision_tower()(pixels)
+            features = self.tower(pixels)
         return self.model.get_model().mm_projector(features)
 
     def answer_loss(self, patches: Tensor, batch: PackedBatch) -> tuple[Tensor, Tensor]:
@@ -224,7 +227,7 @@ class Trainer:
         times = times.gather(1, chosen)
         labels = patch_labels(scenes, times, GRID).flatten(0, 1).to(self.device)
         masks = patch_masks(scenes, times, GRID, MASK_SAMPLES).flatten(0, 1).to(self.device)
-        features = self.model.get_vision_tower()(self.pixels(scenes, times, seed))
+        features = self.tower(self.pixels(scenes, times, seed))
         return self.heads(features, labels, masks)
 
     def words_loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
@@ -302,7 +305,7 @@ class Trainer:
         """Named parameters that a stage trains."""
         core = self.model.get_model()
         modules: dict[str, list[nn.Module]] = {
-            "tower": [self.model.get_vision_tower(), self.heads],
+            "tower": [self.tower, self.heads],
             "words": [core.embed_tokens, core.layers, core.norm, self.oracle],
             "still": [core.embed_tokens, core.layers, core.norm, self.oracle],
             "lm": [core.embed_tokens, core.layers, core.norm, self.oracle],
@@ -340,7 +343,9 @@ class Trainer:
         named = self.trainable(stage)
         for parameter in self.everything.parameters():
             parameter.requires_grad_(False)
-        parameters = [p.requires_grad_(True) for _, p in named]
+        parameters = [parameter for _, parameter in named]
+        for parameter in parameters:
+            parameter.requires_grad_(True)
         optimizers = make_optimizers(named, config)
         step, seconds = self.load(stage, optimizers)
         begun = saved = time.monotonic()

@@ -58,6 +58,6 @@ def make_videos(
         asked.update(kinds)
         length = int(scenes.frame_count)
         times = torch.linspace(0, 1, length)[None]
-        frames = render(scenes, times, size, scene_seed)[0]  # (T, 3, size, size)
-        frames = (frames * 255).round().byte().permute(0, 2, 3, 1).numpy()
+        shown = render(scenes, times, size, scene_seed)[0]  # (T, 3, size, size)
+        frames = (shown * 255).round().byte().permute(0, 2, 3, 1).numpy()
         yield Video(index, frames, FPS, tuple(chosen[kind] for kind in kinds), scenes)
