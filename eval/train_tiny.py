@@ -80,8 +80,8 @@ STAGES = {
     "ends": StageConfig(steps=120, videos=48, muon=0.015, adam=2e-3, decay=0.1),
     "pairs": StageConfig(steps=160, videos=48, muon=0.015, adam=2e-3, decay=0.1),
     "events": StageConfig(steps=160, videos=24, muon=0.015, adam=2e-3, decay=0.4),
-    "align": StageConfig(steps=260, videos=8, muon=0.0, adam=3e-3, decay=1.0),
-    "joint": StageConfig(steps=150, videos=24, muon=0.01, adam=1e-3, decay=0.6),
+    "align": StageConfig(steps=1200, videos=8, muon=0.0, adam=3e-3, decay=1.0),
+    "joint": StageConfig(steps=130, videos=24, muon=0.01, adam=1e-3, decay=0.6),
 }
 EASY_STEPS = 150
 """Steps of stage `still` over which the share of hard wrong options rises from 0 to its final value."""
