@@ -145,7 +145,9 @@ def table(rows: list[dict[str, object]]) -> str:
     """Markdown: a line per kind, a column per control."""
     by = {(row["control"], row["kind"]): row for row in rows}
     lines = ["| question | asked | accuracy (95 % interval) | swapped | blank |", "| --- | --: | --: | --: | --: |"]
-    kinds = sorted({str(row["kind"]) for row in rows}, key=lambda kind: (kind.endswith("/free"), "all" in kind, kind))
+    kinds = sorted(
+        {str(row["kind"]) for row in rows}, key=lambda kind: (kind.endswith("/free"), kind.startswith("all"), kind)
+    )
     for kind in kinds:
         real, swapped, blank = (by[control, kind] for control in CONTROLS)
         name = {"all": "**all, four options**", "all/free": "**all, free text**"}.get(
