@@ -14,8 +14,8 @@ import transformers
 
 from eval.measure_tiny import measure, table
 from eval.tiny_model import build_model
+from eval.tiny_stages import STAGES
 from eval.tiny_tokenizer import save_tokenizer
-from eval.train_tiny import STAGES
 from eval.world import Split
 from llava.errors import UserError
 

@@ -4,8 +4,8 @@ import math
 from typing import Any
 
 import torch
-from torch import nn
-from transformers import PreTrainedTokenizerBase
+from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedTokenizerBase
 
 from eval.world import COLORS, LABEL_GROUPS, LABEL_WIDTH
 from llava.model.language_model.llava_qwen import LlavaQwenConfig, LlavaQwenForCausalLM
@@ -16,6 +16,23 @@ GRID = 10
 """Patches per side before pooling; 5 x 5 = 25 tokens per frame after it. 5 shares no factor with common strides."""
 MASK_SAMPLES = 4
 """Points per side of a patch at which the tower learns to tell objects from background."""
+ATTENTION_BLOCK = 72
+
+
+def blocked_causal_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float, **_: object
+) -> tuple[Tensor, None]:
+    """Attention under a mask (B, 1, L, L) that hides the future: each block of queries skips the keys after it."""
+    outputs = []
+    for start in range(0, query.shape[2], ATTENTION_BLOCK):
+        rows, end = slice(start, start + ATTENTION_BLOCK), start + ATTENTION_BLOCK
+        attend = nn.functional.scaled_dot_product_attention
+        keys, values, seen = key[:, :, :end], value[:, :, :end], mask[:, :, rows, :end]
+        outputs.append(attend(query[:, :, rows], keys, values, attn_mask=seen, scale=scaling))
+    return torch.cat(outputs, 2).transpose(1, 2), None  # (B, L, heads, head width)
+
+
+AttentionInterface.register("blocked_causal", blocked_causal_attention)
 
 
 def tiny_config(tokenizer: PreTrainedTokenizerBase) -> LlavaQwenConfig:

@@ -9,9 +9,8 @@ from eval.measure_tiny import Measurement, wilson
 from eval.muon import Muon, orthogonalise
 from eval.questions import ask
 from eval.tiny_data import END, HEAD, TURN, Packer
-from eval.tiny_model import FRAMES, GRID, build_model
+from eval.tiny_model import ATTENTION_BLOCK, FRAMES, GRID, blocked_causal_attention, build_model
 from eval.tiny_tokenizer import FREE_REQUEST, MC_INSTRUCTION, MC_REQUEST, build_tokenizer
-from eval.train_tiny import ATTENTION_BLOCK, blocked_causal_attention
 from eval.world import Split, draw_scenes, frame_times, patch_masks, seed_for, stills
 
 VIDEO_TOKENS = 6

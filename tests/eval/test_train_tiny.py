@@ -8,7 +8,8 @@ import torch
 
 from eval import train_tiny
 from eval.export_tiny import export
-from eval.train_tiny import STAGES, Trainer, schedule
+from eval.tiny_stages import STAGES, schedule
+from eval.train_tiny import Trainer
 from llava.pipeline import VideoQA
 
 
