@@ -23,7 +23,7 @@ CARD = """\
 # The tiny Video-LLM
 
 A {parameters:.2f} M-parameter Video-LLM in the shape of LLaVA-OneVision: SigLIP vision tower (3 layers of 96, patch 8,
-80 pixels), 2-layer MLP projector, 2x2 pooling to 5 x 5 = 25 tokens per frame, Qwen2 language model (4 layers of 128),
+80 pixels), 2-layer MLP projector, 2x2 pooling to 5 x 5 = 25 tokens per frame, Qwen2 language model (5 layers of 128),
 8 frames, 200 video tokens, its own tokenizer of {vocabulary} tokens. Checkpoint in the original LLaVA layout.
 Licence: Apache-2.0, like the project.
 

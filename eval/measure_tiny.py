@@ -11,7 +11,7 @@ video (`blank`).
 import argparse
 import json
 import random
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +20,7 @@ import torch
 from tqdm import tqdm
 
 from eval.questions import Question, ask
+from eval.report import clustered_wilson
 from eval.tiny_data import PackedBatch, Packer
 from eval.videos import Video, make_videos
 from eval.world import Split
@@ -32,41 +33,33 @@ BATCH = 8
 
 
 class Measurement:
-    """Right and asked answers per (control, kind); kinds without options end in "/free"."""
+    """The answers given, per (control, kind); kinds without options end in "/free"."""
 
     def __init__(self) -> None:
-        self.right: Counter[tuple[str, str]] = Counter()
-        self.asked: Counter[tuple[str, str]] = Counter()
+        self.answers: defaultdict[tuple[str, str], list[tuple[str, bool]]] = defaultdict(list)
 
-    def add(self, control: str, kind: str, right: bool) -> None:
-        self.right[control, kind] += right
-        self.asked[control, kind] += 1
+    def add(self, control: str, kind: str, video: str, right: bool) -> None:
+        self.answers[control, kind].append((video, right))
 
     def rows(self) -> list[dict[str, object]]:
-        """One row per control and kind, with totals: accuracy and its 95 % interval (Wilson)."""
-        groups = [(kind, [kind]) for kind in sorted({kind for _, kind in self.asked})]
+        """One row per control and kind, with totals: accuracy and its 95 % interval (Wilson, clustered by video)."""
+        kinds = sorted({kind for _, kind in self.answers})
+        groups = [(kind, [kind]) for kind in kinds]
         for name, free in (("all", False), ("all/free", True)):
-            groups.append((name, [kind for kind, _ in groups if kind.endswith("/free") == free]))
+            groups.append((name, [kind for kind in kinds if kind.endswith("/free") == free]))
         rows = []
         for control in CONTROLS:
-            for name, kinds in groups:
-                asked = sum(self.asked[control, kind] for kind in kinds)
-                if asked:
-                    right = sum(self.right[control, kind] for kind in kinds)
-                    low, high = wilson(right, asked)
+            for name, members in groups:
+                answers = [answer for kind in members for answer in self.answers[control, kind]]
+                if answers:
+                    videos, scores = zip(*answers, strict=True)
+                    low, high = clustered_wilson(scores, videos)
                     rows.append(
-                        {"control": control, "kind": name, "asked": asked, "accuracy": round(right / asked, 4)}
+                        {"control": control, "kind": name, "asked": len(answers)}
+                        | {"accuracy": round(sum(scores) / len(scores), 4)}
                         | {"low": round(low, 4), "high": round(high, 4)}
                     )
         return rows
-
-
-def wilson(right: int, asked: int) -> tuple[float, float]:
-    """95 % interval of a share of independent answers (Wilson 1927)."""
-    z, share = 1.959964, right / asked
-    centre = share + z * z / (2 * asked)
-    spread = z * (share * (1 - share) / asked + z * z / (4 * asked * asked)) ** 0.5
-    return (centre - spread) / (1 + z * z / asked), (centre + spread) / (1 + z * z / asked)
 
 
 def measure(checkpoint: Path, split: Split, seed: int, count: int) -> Measurement:
@@ -88,8 +81,10 @@ def measure(checkpoint: Path, split: Split, seed: int, count: int) -> Measuremen
         packed = packer.pack(questions, random.Random(seed))
         for control, frames in controls.items():
             tokens = _answers(model, packed, torch.stack(frames))
-            for kind, token, target in zip(packed.kinds, tokens, packed.targets[packed.weights == 1.0], strict=True):
-                result.add(control, kind, bool(token == target))
+            right = (tokens == packed.targets[packed.weights == 1.0]).tolist()
+            asked = [str(video.index) for video, row in zip(batch, questions, strict=True) for _ in row]
+            for kind, video, correct in zip(packed.kinds, asked, right, strict=True):
+                result.add(control, kind, video, correct)
     return result
 
 

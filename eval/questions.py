@@ -9,10 +9,11 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from eval.world import BACKGROUNDS, CANVAS, COLORS, MAX_OBJECTS, MOTIONS, NEVER, SHAPES, STEP, Scenes
+import torch
+
+from eval.world import BACKGROUNDS, COLORS, MAX_OBJECTS, MOTIONS, NEVER, PLACES, SHAPES, STEP, Scenes, quadrants
 
 NUMBERS = ("one", "two", "three", "four")
-PLACES = ("top-left", "top-right", "bottom-left", "bottom-right")
 
 TASK_TYPES = {
     "color": "Attribute Perception",
@@ -198,7 +199,5 @@ def _questions(
 
 def _place(point: tuple[float, float]) -> str | None:
     """The quadrant of a point that lies clearly inside one, else None."""
-    dx, dy = point[0] - CANVAS / 2, point[1] - CANVAS / 2
-    if min(abs(dx), abs(dy)) < 0.07 * CANVAS:
-        return None
-    return PLACES[2 * (dy > 0) + (dx > 0)]
+    place = int(quadrants(torch.tensor(point)))
+    return PLACES[place] if place >= 0 else None

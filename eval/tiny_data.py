@@ -107,7 +107,7 @@ class _Row:
                     asked += encode(f"{letter}. {option}")
                     # Every option is asked whether it is the one, at its last word.
                     verdict = " yes" if letter == question.letter else " no"
-                    self.targets.append((column + len(asked) - 1, encode(verdict)[0], 0.25))
+                    self.targets.append((column + len(asked) - 1, encode(verdict)[0], 0.5))
                     asked += encode("\n")
                 asked += [*encode("\n"), *encode(MC_REQUEST), *encode(TURN)]
                 start, reply = instruction_end, [*encode(question.letter), *encode(END)]

@@ -41,7 +41,7 @@ def tiny_config(tokenizer: PreTrainedTokenizerBase) -> LlavaQwenConfig:
         "vocab_size": len(tokenizer),
         "hidden_size": 128,
         "intermediate_size": 256,
-        "num_hidden_layers": 4,
+        "num_hidden_layers": 5,
         "num_attention_heads": 4,
         "num_key_value_heads": 4,
         "max_position_embeddings": 2048,

@@ -21,32 +21,24 @@ class StageConfig:
 
 
 STAGES = {
-    "tower": StageConfig(steps=450, videos=192, muon=0.02, adam=3e-3, decay=0.4),
-    "words": StageConfig(steps=600, videos=64, muon=0.02, adam=3e-3, decay=0.05),
-    "still": StageConfig(steps=350, videos=48, muon=0.02, adam=3e-3, decay=0.1),
-    "lm": StageConfig(steps=360, videos=24, muon=0.015, adam=2e-3, decay=0.05),
-    "ends": StageConfig(steps=120, videos=48, muon=0.015, adam=2e-3, decay=0.1),
-    "pairs": StageConfig(steps=160, videos=48, muon=0.015, adam=2e-3, decay=0.1),
-    "events": StageConfig(steps=160, videos=24, muon=0.015, adam=2e-3, decay=0.4),
+    "tower": StageConfig(steps=600, videos=192, muon=0.02, adam=3e-3, decay=0.4),
+    "memory": StageConfig(steps=450, videos=32, muon=0.02, adam=3e-3, decay=0.1),
+    "words": StageConfig(steps=450, videos=24, muon=0.015, adam=2e-3, decay=0.05),
+    "lm": StageConfig(steps=800, videos=24, muon=0.015, adam=2e-3, decay=0.3),
     "align": StageConfig(steps=1200, videos=8, muon=0.0, adam=3e-3, decay=1.0),
-    "joint": StageConfig(steps=130, videos=24, muon=0.01, adam=1e-3, decay=0.6),
+    "joint": StageConfig(steps=300, videos=24, muon=0.01, adam=1e-3, decay=0.6),
 }
 EASY_STEPS = 150
-"""Steps of stage `still` over which the share of hard wrong options rises from 0 to its final value."""
+"""Steps of stage `lm` over which the share of hard wrong options rises from 0 to its final value."""
 HARD = 0.95
 """That final value: the share of questions whose wrong options come from what the video shows."""
-STILL_WEIGHTS = {"color": 3.0, "shape": 3.0, "place": 2.0, "scene": 0.3, "motion": 0.0}
-VIDEO_WEIGHTS = {"motion": 3.0, "place": 2.5, "order": 3.0, "count": 1.5, "vanish": 1.5, "color": 2.0}
-EVENT_WEIGHTS = {
-    "motion": 4.0, "order": 4.0, "vanish": 4.0, "change": 2.0, "place": 2.0, "scene": 1.5,
-    "small": 0.6, "absent": 0.5, "color": 0.4, "shape": 0.4, "exist": 0.3,
+WEIGHTS = {
+    "motion": 3.0, "order": 3.0, "vanish": 3.0, "place": 2.0, "color": 2.0, "change": 1.5, "shape": 1.5, "exist": 0.5,
 }  # fmt: skip
-PAIR_WEIGHTS = EVENT_WEIGHTS | {"order": 0.0, "vanish": 2.0, "count": 0.5}
-"""How much rather than other kinds (1) a kind is asked in the stages on stills, videos, events and pairs."""
-START_SHARE = 0.3
-"""Share of the questions about a video's start that are asked. Asked as often as those about the end they cancel out:
-neither time is preferred, so nothing makes the model read which one is meant. One first, then the other more rarely."""
-WITH_OPTIONS = 0.6
+"""How much rather than other kinds (1) a kind is asked."""
+MEMORY_WEIGHT = 1.0
+"""Weight of the dense loss on the visual tokens beside that of the answers."""
+WITH_OPTIONS = 0.75
 """Share of the questions that come with options, where a kind has both forms."""
 QUESTIONS_PER_VIDEO = 8
 

@@ -3,16 +3,13 @@
     bash scripts/train_tiny.sh                     # what the bundled checkpoint was made with
     python -m eval.train_tiny --out runs/tiny --workers 2 --seed 0
 
-Nine stages, each through the shipped model tree:
+Six stages, each through the shipped model tree:
 
     tower   the SigLIP tower learns what each patch shows from dense labels, then stays frozen
-    words   the language model learns to answer free questions about single frames of still scenes, from embedded
-            labels in place of visual tokens: colors, shapes, places, numbers
-    still   option letters as well. Wrong options are first drawn at random, then from what the frame shows
-    lm      the same on whole videos
-    ends    of the first and the last frame, what the last one shows: one time before two
-    pairs   what differs between the first and the last frame: motion, change, start and end
-    events  what happens in whole videos: order as well
+    memory  the first layers of the language model learn what each visual token must remember of the frames before it,
+            again from dense labels. Labels are embedded in place of visual tokens: no pixels yet
+    words   the language model learns to answer free questions about those videos
+    lm      option letters as well. Wrong options are first drawn at random, then from what the video shows
     align   the projector learns by regression to produce those embeddings from the tower's features
     joint   projector and language model together on rendered videos
 
@@ -37,18 +34,16 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from eval.questions import Question, ask
-from eval.tiny_data import PackedBatch, Packer
+from eval.tiny_data import HEAD, PackedBatch, Packer
+from eval.tiny_memory import MEMORY_LAYERS, MemoryHeads, memory_targets
 from eval.tiny_model import FRAMES, GRID, IMAGE_SIZE, MASK_SAMPLES, DenseHeads, Oracle, build_model
 from eval.tiny_stages import (
     EASY_STEPS,
-    EVENT_WEIGHTS,
     HARD,
-    PAIR_WEIGHTS,
+    MEMORY_WEIGHT,
     QUESTIONS_PER_VIDEO,
     STAGES,
-    START_SHARE,
-    STILL_WEIGHTS,
-    VIDEO_WEIGHTS,
+    WEIGHTS,
     WITH_OPTIONS,
     make_optimizers,
     schedule,
@@ -64,7 +59,6 @@ from eval.world import (
     patch_masks,
     render,
     seed_for,
-    stills,
 )
 from llava.model.language_model.llava_qwen import LlavaQwenForCausalLM
 from llava.model.pooling import pool_2x2
@@ -73,6 +67,8 @@ logger = logging.getLogger("train_tiny")
 
 
 SNAPSHOT_SECONDS = 60.0
+TOKENS = (GRID // 2) ** 2
+"""Per frame, after pooling."""
 
 
 class Trainer:
@@ -90,8 +86,11 @@ class Trainer:
         self.tower = tower
         self.heads = DenseHeads(tower.hidden_size)
         self.oracle = Oracle(model.config.hidden_size)
-        self.everything = nn.ModuleDict({"model": model, "heads": self.heads, "oracle": self.oracle}).to(self.device)
-        self.packers = {n: Packer(self.tokenizer, n * (GRID // 2) ** 2 + 1) for n in (1, 2, FRAMES)}  # by frame count
+        self.memory = MemoryHeads(model.config.hidden_size)
+        modules = {"model": model, "heads": self.heads, "oracle": self.oracle, "memory": self.memory}
+        self.everything = nn.ModuleDict(modules).to(self.device)
+        self.packer = Packer(self.tokenizer, FRAMES * TOKENS + 1)
+        self.head = torch.tensor(self.tokenizer(HEAD, add_special_tokens=False).input_ids, device=self.device)
 
     # ---- data -------------------------------------------------------------------------------------------------
 
@@ -117,26 +116,19 @@ class Trainer:
         frames = frames * (1 - strength) + soft * strength
         return (frames * 2 - 1).flatten(0, 1).to(self.device)
 
-    def questions(
-        self,
-        scenes: Scenes,
-        rng: random.Random,
-        weights: dict[str, float],
-        hard: float,
-        with_options: float,
-        start_share: float = 1.0,
-    ) -> list[list[tuple[Question, bool]]]:
-        """Per video a weighted choice of questions, each with options (True) or without.
+    def labels(self, scenes: Scenes, times: Tensor) -> Tensor:
+        """What the patches show: (B * F, GRID * GRID, LABEL_WIDTH)."""
+        return patch_labels(scenes, times, GRID).flatten(0, 1).to(self.device)
 
-        `start_share` is the share of the questions about the start of the video that may be asked.
-        """
+    def questions(
+        self, scenes: Scenes, rng: random.Random, hard: float, with_options: float
+    ) -> list[list[tuple[Question, bool]]]:
+        """Per video a weighted choice of questions, each with options (True) or without."""
         rows = []
         for row in range(len(scenes)):
             priority = []
             for question in ask(scenes, row, rng, hard):
-                weight = weights.get(question.kind, 1.0)
-                if question.text.startswith("At the start") and rng.random() >= start_share:
-                    weight = 0.0
+                weight = WEIGHTS.get(question.kind, 1.0)
                 options = bool(question.options) and rng.random() < with_options
                 if question.free_text_answer is None:
                     options, weight = True, weight if with_options else 0.0
@@ -154,24 +146,37 @@ class Trainer:
             features = self.tower(pixels)
         return self.model.get_model().mm_projector(features)
 
-    def answer_loss(self, patches: Tensor, batch: PackedBatch) -> tuple[Tensor, Tensor]:
-        """Weighted loss of all targets, and the logits (M, vocabulary), for patches (B * F, GRID * GRID, D)."""
-        rows = len(batch.input_ids)
-        pooled = pool_2x2(patches, self.model.config.mm_spatial_pool_mode)  # (B * F, 25, D)
-        newline = self.model.get_model().image_newline
-        video = torch.cat([pooled.view(rows, -1, pooled.shape[-1]), newline.expand(rows, 1, -1)], 1)
+    def video_tokens(self, patches: Tensor) -> Tensor:
+        """Patches (B * F, GRID * GRID, D) -> pooled tokens (B, F * TOKENS, D)."""
+        pooled = pool_2x2(patches, self.model.config.mm_spatial_pool_mode)  # (B * F, TOKENS, D)
+        return pooled.view(-1, FRAMES * TOKENS, pooled.shape[-1])
+
+    def answer_loss(self, patches: Tensor, batch: PackedBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """Weighted loss of all targets, logits (M, vocabulary), and hidden states (B, L, D) after `MEMORY_LAYERS`.
+
+        patches: (B * F, GRID * GRID, D).
+        """
+        core = self.model.get_model()
+        newline = core.image_newline.expand(len(batch.input_ids), 1, -1)
         text = self.model.get_input_embeddings()(batch.input_ids.to(self.device))
-        embeds = torch.cat([text[:, : batch.video.start], video, text[:, batch.video.stop :]], 1)
-        hidden = self.model.get_model()(
-            inputs_embeds=embeds,
+        before, after = text[:, : batch.video.start], text[:, batch.video.stop :]
+        output = core(
+            inputs_embeds=torch.cat([before, self.video_tokens(patches), newline, after], 1),
             attention_mask=batch.mask.to(self.device),
             position_ids=batch.position_ids.to(self.device),
             use_cache=False,
-        ).last_hidden_state
-        logits = self.model.lm_head(hidden[batch.target_rows, batch.target_columns])
+            output_hidden_states=True,
+        )
+        logits = self.model.lm_head(output.last_hidden_state[batch.target_rows, batch.target_columns])
         losses = nn.functional.cross_entropy(logits, batch.targets.to(self.device), reduction="none")
         weights = batch.weights.to(self.device)
-        return (losses * weights).sum() / weights.sum(), logits
+        return (losses * weights).sum() / weights.sum(), logits, output.hidden_states[MEMORY_LAYERS]
+
+    def recall(self, hidden: Tensor, scenes: Scenes, times: Tensor) -> tuple[Tensor, dict[str, float]]:
+        """Loss and accuracies of what the visual tokens remember, from hidden states (B, L, D) of the prompt."""
+        start = len(self.head)
+        tokens = hidden[:, start : start + FRAMES * TOKENS].unflatten(1, (FRAMES, TOKENS))
+        return self.memory(tokens, memory_targets(scenes, times, GRID // 2))
 
     # ---- stages -----------------------------------------------------------------------------------------------
 
@@ -180,54 +185,33 @@ class Trainer:
         # One frame of each video: frames of one video are too alike to learn from together.
         chosen = torch.randint(FRAMES, (len(scenes), 1), generator=torch.Generator().manual_seed(seed))
         times = times.gather(1, chosen)
-        labels = patch_labels(scenes, times, GRID).flatten(0, 1).to(self.device)
+        labels = self.labels(scenes, times)
         masks = patch_masks(scenes, times, GRID, MASK_SAMPLES).flatten(0, 1).to(self.device)
         features = self.tower(self.pixels(scenes, times, seed))
         return self.heads(features, labels, masks)
 
+    def memory_loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
+        scenes, times, _ = self.scenes("memory", step)
+        core = self.model.get_model()
+        head = self.model.get_input_embeddings()(self.head).expand(len(scenes), -1, -1)
+        hidden = torch.cat([head, self.video_tokens(self.oracle(self.labels(scenes, times)))], 1)
+        length = hidden.shape[1]
+        positions = torch.arange(length, device=self.device).expand(len(scenes), -1)
+        causal = torch.ones(len(scenes), 1, length, length, dtype=torch.bool, device=self.device).tril()
+        rotary = core.rotary_emb(hidden, positions)
+        for layer in core.layers[:MEMORY_LAYERS]:
+            hidden = layer(hidden, attention_mask=causal, position_ids=positions, position_embeddings=rotary)
+        return self.recall(hidden, scenes, times)
+
     def words_loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
-        return self._still_qa("words", step, hard=0.0, with_options=0.0)
-
-    def still_loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
-        return self._still_qa("still", step, HARD * min(1.0, step / EASY_STEPS), WITH_OPTIONS)
-
-    def _still_qa(self, stage: str, step: int, hard: float, with_options: float) -> tuple[Tensor, dict[str, float]]:
-        scenes, times, seed = self.scenes(stage, step, min_objects=2)
-        scenes, times = stills(scenes), times[:, :1]
-        labels = patch_labels(scenes, times, GRID).flatten(0, 1).to(self.device)
-        return self._qa(scenes, seed, self.oracle(labels), STILL_WEIGHTS, hard, with_options)
+        return self._oracle_qa("words", step, hard=0.0, with_options=0.0)
 
     def lm_loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
-        return self._video_qa("lm", step, VIDEO_WEIGHTS, 1.0)
-
-    def ends_loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
-        return self._pair_qa("ends", step, PAIR_WEIGHTS | {"motion": 0.0}, start_share=0.0)
-
-    def pairs_loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
-        return self._pair_qa("pairs", step, PAIR_WEIGHTS, START_SHARE)
-
-    def _pair_qa(
-        self, stage: str, step: int, weights: dict[str, float], start_share: float
-    ) -> tuple[Tensor, dict[str, float]]:
-        scenes, times, seed = self.scenes(stage, step)
-        scenes.appear.fill_(-1.0)  # two frames do not show who came when
-        times = times[:, [0, -1]]
-        labels = patch_labels(scenes, times, GRID).flatten(0, 1).to(self.device)
-        return self._qa(scenes, seed, self.oracle(labels), weights, HARD, WITH_OPTIONS, start_share)
-
-    def events_loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
-        return self._video_qa("events", step, EVENT_WEIGHTS, START_SHARE)
-
-    def _video_qa(
-        self, stage: str, step: int, weights: dict[str, float], start_share: float
-    ) -> tuple[Tensor, dict[str, float]]:
-        scenes, times, seed = self.scenes(stage, step)
-        labels = patch_labels(scenes, times, GRID).flatten(0, 1).to(self.device)
-        return self._qa(scenes, seed, self.oracle(labels), weights, HARD, WITH_OPTIONS, start_share)
+        return self._oracle_qa("lm", step, HARD * min(1.0, step / EASY_STEPS), WITH_OPTIONS)
 
     def align_loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
         scenes, times, seed = self.scenes("align", step)
-        labels = patch_labels(scenes, times, GRID).flatten(0, 1).to(self.device)
+        labels = self.labels(scenes, times)
         with torch.no_grad():
             target = self.oracle(labels)
         busy = (labels[..., : LABEL_GROUPS["color"]].sum(-1, keepdim=True) > 0.01).float()
@@ -237,61 +221,54 @@ class Trainer:
 
     def joint_loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
         scenes, times, seed = self.scenes("joint", step)
-        patches = self.project(self.pixels(scenes, times, seed))
-        return self._qa(scenes, seed, patches, VIDEO_WEIGHTS, HARD, WITH_OPTIONS, START_SHARE)
+        return self._qa(scenes, times, seed, self.project(self.pixels(scenes, times, seed)), HARD, WITH_OPTIONS)
+
+    def _oracle_qa(self, stage: str, step: int, hard: float, with_options: float) -> tuple[Tensor, dict[str, float]]:
+        scenes, times, seed = self.scenes(stage, step)
+        return self._qa(scenes, times, seed, self.oracle(self.labels(scenes, times)), hard, with_options)
 
     def _qa(
-        self,
-        scenes: Scenes,
-        seed: int,
-        patches: Tensor,
-        weights: dict[str, float],
-        hard: float,
-        with_options: float,
-        start_share: float = 1.0,
+        self, scenes: Scenes, times: Tensor, seed: int, patches: Tensor, hard: float, with_options: float
     ) -> tuple[Tensor, dict[str, float]]:
         rng = random.Random(seed)
-        packer = self.packers[len(patches) // len(scenes)]
-        batch = packer.pack(self.questions(scenes, rng, weights, hard, with_options, start_share), rng)
-        loss, logits = self.answer_loss(patches, batch)
-        return loss, accuracy_by_kind(logits, batch)
+        batch = self.packer.pack(self.questions(scenes, rng, hard, with_options), rng)
+        loss, logits, hidden = self.answer_loss(patches, batch)
+        recall, remembered = self.recall(hidden, scenes, times)
+        return loss + MEMORY_WEIGHT * recall, {**accuracy_by_kind(logits, batch), **remembered}
 
     def trainable(self, stage: str) -> list[tuple[str, nn.Parameter]]:
         """Named parameters that a stage trains."""
         core = self.model.get_model()
+        language = [core.embed_tokens, core.layers, core.norm, self.memory]
         modules: dict[str, list[nn.Module]] = {
             "tower": [self.tower, self.heads],
-            "words": [core.embed_tokens, core.layers, core.norm, self.oracle],
-            "still": [core.embed_tokens, core.layers, core.norm, self.oracle],
-            "lm": [core.embed_tokens, core.layers, core.norm, self.oracle],
-            "ends": [core.embed_tokens, core.layers, core.norm, self.oracle],
-            "pairs": [core.embed_tokens, core.layers, core.norm, self.oracle],
-            "events": [core.embed_tokens, core.layers, core.norm, self.oracle],
+            "memory": [core.embed_tokens, *core.layers[:MEMORY_LAYERS], self.memory, self.oracle],
+            "words": [*language, self.oracle],
+            "lm": [*language, self.oracle],
             "align": [core.mm_projector],
-            "joint": [core.embed_tokens, core.layers, core.norm, core.mm_projector],
+            "joint": [*language, core.mm_projector],
         }
         chosen = {id(p) for module in modules[stage] for p in module.parameters()}
-        if stage in ("words", "still", "lm", "ends", "pairs", "events", "joint"):
+        if stage in ("words", "lm", "joint"):
             chosen.add(id(core.image_newline))
         return [(name, p) for name, p in self.everything.named_parameters() if id(p) in chosen]
 
     # ---- the loop ---------------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """All stages, each from its last snapshot."""
+        """All stages up to the last one wanted, each from its last snapshot."""
         losses: dict[str, Callable[[int], tuple[Tensor, dict[str, float]]]] = {
             "tower": self.tower_loss,
+            "memory": self.memory_loss,
             "words": self.words_loss,
-            "still": self.still_loss,
             "lm": self.lm_loss,
-            "ends": self.ends_loss,
-            "pairs": self.pairs_loss,
-            "events": self.events_loss,
             "align": self.align_loss,
             "joint": self.joint_loss,
         }
-        for stage in self.args.stages:
-            self.fit(stage, losses[stage])
+        for stage, loss in losses.items():
+            self.fit(stage, loss)
+            if stage == self.args.until:
+                break
 
     def fit(self, stage: str, loss_of: Callable[[int], tuple[Tensor, dict[str, float]]]) -> None:
         config = STAGES[stage]
@@ -412,20 +389,13 @@ def _worker(rank: int, args: argparse.Namespace) -> None:
         dist.destroy_process_group()
 
 
-def _stages(text: str) -> list[str]:
-    names = text.split(",")
-    if unknown := [name for name in names if name not in STAGES]:
-        raise argparse.ArgumentTypeError(f"unknown stage {unknown[0]!r}; stages are {', '.join(STAGES)}")
-    return names
-
-
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", default="runs/tiny", help="folder of snapshots and logs (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2, help="processes that share a batch on the CPU")
     parser.add_argument("--device", default="cpu", help='"cpu", or "cuda" with one worker')
-    parser.add_argument("--stages", type=_stages, default=list(STAGES), help="comma-separated, in order")
+    parser.add_argument("--until", choices=list(STAGES), help="stop after this stage")
     args = parser.parse_args(argv)
     Path(args.out).mkdir(parents=True, exist_ok=True)
     try:

@@ -15,7 +15,7 @@ cannot coincide. Scenes are drawn and rendered in batches, as tensors:
 
 import enum
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ COLORS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink")
 SHAPES = ("circle", "square", "triangle", "cross")
 MOTIONS = ("still", "left", "right", "up", "down")
 BACKGROUNDS = ("plain", "striped", "checked", "dotted")
+PLACES = ("top-left", "top-right", "bottom-left", "bottom-right")
 MAX_OBJECTS = 4
 
 CANVAS = 80.0
@@ -171,20 +172,6 @@ def draw_scenes(batch: int, seed: int, min_objects: int = 1) -> Scenes:
     )
 
 
-def stills(scenes: Scenes) -> Scenes:
-    """The same scenes with nothing happening: every object is there all the time and stays where it starts."""
-    return replace(
-        scenes,
-        motion=torch.zeros_like(scenes.motion),
-        shift=torch.zeros_like(scenes.shift),
-        appear=torch.full_like(scenes.appear, -1.0),
-        vanish=torch.full_like(scenes.vanish, NEVER),
-        change=torch.full_like(scenes.change, NEVER),
-        background=scenes.background[:, :1].expand(-1, 2),
-        cut=torch.full_like(scenes.cut, NEVER),
-    )
-
-
 def _place(count: Tensor, radius: Tensor, shift: Tensor, uniform) -> Tensor:
     """Starting points (B, O, 2): of eight random placements the one whose objects overlap least over time."""
     batch, o = radius.shape
@@ -215,10 +202,22 @@ def visible(scenes: Scenes, times: Tensor) -> Tensor:
     return exists[:, None] & (t >= scenes.appear[:, None]) & (t < scenes.vanish[:, None])
 
 
+def object_centres(scenes: Scenes, times: Tensor) -> Tensor:
+    """(B, F, O, 2): where the objects are at `times` (B, F), there or not."""
+    return scenes.start[:, None] + scenes.shift[:, None] * times[..., None, None]
+
+
+def quadrants(points: Tensor) -> Tensor:
+    """Index into PLACES of points (..., 2) that lie clearly inside a quadrant, -100 for the others."""
+    offset = points - CANVAS / 2
+    clear = offset.abs().amin(-1) >= 0.07 * CANVAS
+    return torch.where(clear, 2 * (offset[..., 1] > 0).long() + (offset[..., 0] > 0).long(), -100)
+
+
 def _coverage(scenes: Scenes, times: Tensor, size: int) -> Tensor:
     """(B, F, O, size, size) in [0, 1]: how much of each pixel the object covers, occlusion not yet applied."""
     scale = size / CANVAS
-    centre = scenes.start[:, None] + scenes.shift[:, None] * times[..., None, None]  # (B, F, O, 2)
+    centre = object_centres(scenes, times)
     axis = torch.arange(size) + 0.5
     # The four objects of a scene have the four shapes in some order: one formula each, then back to object order.
     order = scenes.shape.argsort(1)  # the object that has shape k
@@ -251,8 +250,8 @@ def _cross(x: Tensor, y: Tensor, r: Tensor) -> Tensor:
     return torch.minimum(torch.maximum(ax - r, ay - 0.36 * r), torch.maximum(ax - 0.36 * r, ay - r))
 
 
-def _object_colors(scenes: Scenes, times: Tensor) -> Tensor:
-    """(B, F, O) color index at `times`."""
+def object_colors(scenes: Scenes, times: Tensor) -> Tensor:
+    """(B, F, O) color index at `times` (B, F)."""
     changed = times[..., None] >= scenes.change[:, None]
     return torch.where(changed, scenes.new_color[:, None], scenes.color[:, None])
 
@@ -289,7 +288,7 @@ def _backgrounds(scenes: Scenes, times: Tensor, size: int) -> Tensor:
 def render(scenes: Scenes, times: Tensor, size: int, seed: int = 0) -> Tensor:
     """Frames (B, F, 3, size, size), float32 in [0, 1], at `times` (B, F); `seed` draws the pixel noise."""
     cover = _coverage(scenes, times, size)
-    colors = (_PALETTE[_object_colors(scenes, times)] + scenes.tint[:, None]).clamp(0, 1)  # (B, F, O, 3)
+    colors = (_PALETTE[object_colors(scenes, times)] + scenes.tint[:, None]).clamp(0, 1)  # (B, F, O, 3)
     frames = _backgrounds(scenes, times, size)
     for k in range(MAX_OBJECTS):  # painter's algorithm: later objects lie on top
         alpha = cover[:, :, k, None]
@@ -303,25 +302,28 @@ LABEL_GROUPS = {"color": len(COLORS), "shape": len(SHAPES), "background": len(BA
 LABEL_WIDTH = sum(LABEL_GROUPS.values())
 
 
+def object_cover(scenes: Scenes, times: Tensor, grid: int, samples: int = 4) -> Tensor:
+    """Which share of each patch shows each object: (B, F, O, grid * grid), on `samples` x `samples` points."""
+    cover = (_coverage(scenes, times, grid * samples) > 0.5).float()
+    free = torch.ones_like(cover[:, :, 0])
+    seen = torch.zeros_like(cover)
+    for k in reversed(range(MAX_OBJECTS)):
+        seen[:, :, k] = cover[:, :, k] * free
+        free = free * (1 - cover[:, :, k])
+    return torch.nn.functional.avg_pool2d(seen.flatten(0, 1), samples).flatten(2).unflatten(0, times.shape)
+
+
 def patch_labels(scenes: Scenes, times: Tensor, grid: int, samples: int = 4) -> Tensor:
     """What each patch shows: (B, F, grid * grid, LABEL_WIDTH) float32.
 
     Per patch the fraction covered by each color, by each shape, by the background (in the place of its pattern) and by
     a small object, measured on `samples` x `samples` points; row-major over the patches.
     """
-    batch, frames = times.shape
-    size = grid * samples
-    cover = (_coverage(scenes, times, size) > 0.5).float()
-    free = torch.ones(batch, frames, size, size)
-    seen = torch.zeros_like(cover)
-    for k in reversed(range(MAX_OBJECTS)):
-        seen[:, :, k] = cover[:, :, k] * free
-        free = free * (1 - cover[:, :, k])
-    pooled = torch.nn.functional.avg_pool2d(torch.cat([seen, free[:, :, None]], 2).flatten(0, 1), samples)
-    pooled = pooled.flatten(2).unflatten(0, (batch, frames))  # (B, F, O + 1, grid * grid)
-    objects, free = pooled[:, :, :-1], pooled[:, :, -1]
+    frames = times.shape[1]
+    objects = object_cover(scenes, times, grid, samples)  # (B, F, O, grid * grid)
+    free = 1 - objects.sum(2)
     one_hot = torch.nn.functional.one_hot
-    color = one_hot(_object_colors(scenes, times), len(COLORS)).float()  # (B, F, O, 8)
+    color = one_hot(object_colors(scenes, times), len(COLORS)).float()  # (B, F, O, 8)
     shape = one_hot(scenes.shape, len(SHAPES)).float()[:, None].expand(-1, frames, -1, -1)
     after = (times >= scenes.cut[:, None]).long()
     pattern = one_hot(scenes.background.gather(1, after), len(BACKGROUNDS)).float()  # (B, F, 4)

@@ -5,13 +5,13 @@ import random
 import pytest
 import torch
 
-from eval.measure_tiny import Measurement, wilson
+from eval.measure_tiny import Measurement
 from eval.muon import Muon, orthogonalise
 from eval.questions import ask
 from eval.tiny_data import END, HEAD, TURN, Packer
-from eval.tiny_model import ATTENTION_BLOCK, FRAMES, GRID, blocked_causal_attention, build_model
+from eval.tiny_model import ATTENTION_BLOCK, blocked_causal_attention, build_model
 from eval.tiny_tokenizer import FREE_REQUEST, MC_INSTRUCTION, MC_REQUEST, build_tokenizer
-from eval.world import Split, draw_scenes, frame_times, patch_masks, seed_for, stills
+from eval.world import Split, draw_scenes, seed_for
 
 VIDEO_TOKENS = 6
 
@@ -108,23 +108,10 @@ def test_muon_orthogonalises_and_decreases_a_loss():
     assert losses[-1] < 0.2 * losses[0]
 
 
-def test_stills_do_not_change_over_time():
-    scenes = stills(draw_scenes(16, seed_for(Split.DEV, 5, 2)))
-    masks = patch_masks(scenes, frame_times(scenes, FRAMES), GRID)
-    assert torch.equal(masks, masks[:, :1].expand_as(masks))
-    assert masks.sum() > 0
-
-
-def test_wilson_interval_covers_its_share():
-    assert wilson(0, 10)[0] == pytest.approx(0, abs=1e-9)
-    low, high = wilson(90, 100)  # 0.8256 and 0.9448 in the literature
-    assert (low, high) == pytest.approx((0.8256, 0.9448), abs=2e-4)
-
-
 def test_measurement_counts_by_kind():
     result = Measurement()
     for control, right in (("video", True), ("video", False), ("swapped", False), ("blank", False)):
-        result.add(control, "color", right)
+        result.add(control, "color", "a video", right)
     rows = {(row["control"], row["kind"]): row for row in result.rows()}
     assert rows["video", "color"]["accuracy"] == 0.5
     assert rows["video", "all"]["asked"] == 2
