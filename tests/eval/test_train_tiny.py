@@ -18,6 +18,7 @@ def short_stages(monkeypatch):
     """Three steps of two videos per stage, with a snapshot after each."""
     short = {name: dataclasses.replace(stage, steps=3, videos=2) for name, stage in STAGES.items()}
     monkeypatch.setattr(train_tiny, "STAGES", short)
+    monkeypatch.setattr("eval.tiny_lessons.STAGES", short)
     monkeypatch.setattr("eval.export_tiny.STAGES", short)
     monkeypatch.setattr(train_tiny, "SNAPSHOT_SECONDS", -1.0)
 
@@ -36,20 +37,20 @@ def finished(tmp_path):
 
 def test_an_interrupted_run_gives_the_same_weights(tmp_path, finished):
     interrupted = trainer(tmp_path / "parts")
-    real_loss = interrupted.lm_loss
+    real_loss = interrupted.lessons.loss
 
-    def stop_at_second_step(step):
-        if step == 1:
+    def stop_at_second_step(stage, step):
+        if (stage, step) == ("lm", 1):
             raise KeyboardInterrupt
-        return real_loss(step)
+        return real_loss(stage, step)
 
-    interrupted.lm_loss = stop_at_second_step
+    interrupted.lessons.loss = stop_at_second_step
     with pytest.raises(KeyboardInterrupt):
         interrupted.run()
     resumed = trainer(tmp_path / "parts")
     resumed.run()
-    weights = dict(resumed.everything.named_parameters())
-    for name, expected in finished.everything.named_parameters():
+    weights = dict(resumed.lessons.everything.named_parameters())
+    for name, expected in finished.lessons.everything.named_parameters():
         assert torch.equal(weights[name], expected), name
 
 
@@ -65,16 +66,12 @@ def test_a_snapshot_of_another_seed_is_refused(tmp_path, finished):
 
 def test_each_stage_changes_only_its_own_parameters(tmp_path):
     run = trainer(tmp_path / "run")
-    for stage, loss in (
-        ("tower", run.tower_loss),
-        ("memory", run.memory_loss),
-        ("words", run.words_loss),
-        ("align", run.align_loss),
-    ):
-        before = {name: p.detach().clone() for name, p in run.everything.named_parameters()}
-        run.fit(stage, loss)
-        trained = {name for name, _ in run.trainable(stage)}
-        changed = {name for name, p in run.everything.named_parameters() if not torch.equal(p, before[name])}
+    lessons = run.lessons
+    for stage in ("tower", "memory", "words", "align"):
+        before = {name: p.detach().clone() for name, p in lessons.everything.named_parameters()}
+        run.fit(stage)
+        trained = {name for name, _ in lessons.trainable(stage)}
+        changed = {name for name, p in lessons.everything.named_parameters() if not torch.equal(p, before[name])}
         assert changed
         assert changed <= trained
 
@@ -83,7 +80,7 @@ def test_the_exported_checkpoint_is_the_trained_model(tmp_path, finished):
     target = tmp_path / "checkpoint"
     export(tmp_path / "whole", target, videos=2)
     loaded = VideoQA.from_pretrained(target, device="cpu").model
-    trained = dict(finished.model.named_parameters())
+    trained = dict(finished.lessons.model.named_parameters())
     for name, parameter in loaded.named_parameters():
         assert torch.equal(parameter, trained[name]), name
     assert "| all, four options" in (target / "README.md").read_text().replace("*", "")

@@ -1,0 +1,240 @@
+"""What the tiny model is taught in each stage: the batch of a step, and its loss through the shipped model tree."""
+
+import random
+from collections import defaultdict
+
+import torch
+from torch import Tensor, nn
+
+from eval.questions import Question, ask
+from eval.tiny_data import HEAD, PackedBatch, Packer
+from eval.tiny_memory import MEMORY_LAYERS, MemoryHeads, memory_targets
+from eval.tiny_model import FRAMES, GRID, IMAGE_SIZE, MASK_SAMPLES, DenseHeads, Oracle, build_model
+from eval.tiny_stages import EASY_STEPS, HARD, MEMORY_WEIGHT, QUESTIONS_PER_VIDEO, STAGES, WEIGHTS, WITH_OPTIONS
+from eval.tiny_tokenizer import build_tokenizer
+from eval.world import (
+    LABEL_GROUPS,
+    Scenes,
+    Split,
+    draw_scenes,
+    frame_times,
+    patch_labels,
+    patch_masks,
+    render,
+    seed_for,
+)
+from llava.model.language_model.llava_qwen import LlavaQwenForCausalLM
+from llava.model.pooling import pool_2x2
+
+TOKENS = (GRID // 2) ** 2
+"""Per frame, after pooling."""
+Loss = tuple[Tensor, dict[str, float]]
+"""The loss of a step, and accuracies by name; those of what visual tokens remember begin with "~"."""
+
+
+class Lessons:
+    """The model, everything that is trained beside it, and the losses of all stages.
+
+    Args:
+        seed: of the initial weights and of the training videos.
+        workers, rank: every step's videos are shared out among the workers; this one is number `rank`.
+        device: where the model lives; data is drawn on the CPU.
+    """
+
+    def __init__(self, seed: int, workers: int, rank: int, device: str):
+        self.seed, self.workers, self.rank, self.device = seed, workers, rank, torch.device(device)
+        self.tokenizer = build_tokenizer()
+        model = build_model(self.tokenizer, seed)
+        model.config._attn_implementation = "blocked_causal"
+        tower = model.get_vision_tower()
+        assert tower is not None
+        self.model: LlavaQwenForCausalLM = model
+        self.tower = tower
+        self.heads = DenseHeads(tower.hidden_size)
+        self.oracle = Oracle(model.config.hidden_size)
+        self.memory = MemoryHeads(model.config.hidden_size)
+        modules = {"model": model, "heads": self.heads, "oracle": self.oracle, "memory": self.memory}
+        self.everything = nn.ModuleDict(modules).to(self.device)
+        self.packer = Packer(self.tokenizer, FRAMES * TOKENS + 1)
+        self.head = torch.tensor(self.tokenizer(HEAD, add_special_tokens=False).input_ids, device=self.device)
+
+    def loss(self, stage: str, step: int) -> Loss:
+        """The loss of one step, and what to log beside it."""
+        losses = {
+            "tower": self._tower,
+            "memory": self._memory,
+            "words": self._words,
+            "lm": self._lm,
+            "align": self._align,
+            "joint": self._joint,
+        }
+        return losses[stage](step)
+
+    def trainable(self, stage: str) -> list[tuple[str, nn.Parameter]]:
+        """Named parameters that a stage trains."""
+        core = self.model.get_model()
+        language = [core.embed_tokens, core.layers, core.norm, self.memory]
+        modules: dict[str, list[nn.Module]] = {
+            "tower": [self.tower, self.heads],
+            "memory": [core.embed_tokens, *core.layers[:MEMORY_LAYERS], self.memory, self.oracle],
+            "words": [*language, self.oracle],
+            "lm": [*language, self.oracle],
+            "align": [core.mm_projector],
+            "joint": [*language, core.mm_projector],
+        }
+        chosen = {id(p) for module in modules[stage] for p in module.parameters()}
+        if stage in ("words", "lm", "joint"):
+            chosen.add(id(core.image_newline))
+        return [(name, p) for name, p in self.everything.named_parameters() if id(p) in chosen]
+
+    # ---- data -------------------------------------------------------------------------------------------------
+
+    def scenes(self, stage: str, step: int, min_objects: int = 1) -> tuple[Scenes, Tensor, int]:
+        """This worker's share of the scenes of a step, the times of their frames, and their seed."""
+        index = list(STAGES).index(stage) << 28 | step << 4 | self.rank
+        seed = seed_for(Split.TRAIN, self.seed, index)
+        scenes = draw_scenes(STAGES[stage].videos // self.workers, seed, min_objects)
+        return scenes, frame_times(scenes, FRAMES), seed
+
+    def pixels(self, scenes: Scenes, times: Tensor, seed: int) -> Tensor:
+        """Rendered frames (B * F, 3, IMAGE_SIZE, IMAGE_SIZE) in [-1, 1], some blurred as video codecs do."""
+        chunks = [render(scenes[i : i + 4], times[i : i + 4], IMAGE_SIZE, seed + i) for i in range(0, len(scenes), 4)]
+        frames = torch.cat(chunks)  # (B, F, 3, S, S)
+        g = torch.Generator().manual_seed(seed)
+        luma = frames.mean(2, keepdim=True)
+        chroma = (frames - luma).flatten(0, 1)
+        coarse = nn.functional.interpolate(nn.functional.avg_pool2d(chroma, 2), scale_factor=2).view_as(frames)
+        strength = (torch.rand(len(frames), 1, 1, 1, 1, generator=g) - 0.3).clamp(min=0)
+        frames = luma + (chroma.view_as(frames) * (1 - strength) + coarse * strength)
+        soft = nn.functional.avg_pool2d(frames.flatten(0, 1), 3, 1, 1, count_include_pad=False).view_as(frames)
+        strength = (torch.rand(len(frames), 1, 1, 1, 1, generator=g) - 0.4).clamp(min=0)
+        frames = frames * (1 - strength) + soft * strength
+        return (frames * 2 - 1).flatten(0, 1).to(self.device)
+
+    def labels(self, scenes: Scenes, times: Tensor) -> Tensor:
+        """What the patches show: (B * F, GRID * GRID, LABEL_WIDTH)."""
+        return patch_labels(scenes, times, GRID).flatten(0, 1).to(self.device)
+
+    def questions(
+        self, scenes: Scenes, rng: random.Random, hard: float, with_options: float
+    ) -> list[list[tuple[Question, bool]]]:
+        """Per video a weighted choice of questions, each with options (True) or without."""
+        rows = []
+        for row in range(len(scenes)):
+            priority = []
+            for question in ask(scenes, row, rng, hard):
+                weight = WEIGHTS.get(question.kind, 1.0)
+                options = bool(question.options) and rng.random() < with_options
+                if question.free_text_answer is None:
+                    options, weight = True, weight if with_options else 0.0
+                if weight:
+                    priority.append((rng.random() ** (1 / weight), (question, options)))
+            priority.sort(key=lambda pair: pair[0], reverse=True)
+            rows.append([pair for _, pair in priority[:QUESTIONS_PER_VIDEO]])
+        return rows
+
+    # ---- forward passes ---------------------------------------------------------------------------------------
+
+    def project(self, pixels: Tensor) -> Tensor:
+        """Frames (B * F, 3, S, S) -> projected patches (B * F, GRID * GRID, D); the tower is frozen."""
+        with torch.no_grad():
+            features = self.tower(pixels)
+        return self.model.get_model().mm_projector(features)
+
+    def video_tokens(self, patches: Tensor) -> Tensor:
+        """Patches (B * F, GRID * GRID, D) -> pooled tokens (B, F * TOKENS, D)."""
+        pooled = pool_2x2(patches, self.model.config.mm_spatial_pool_mode)  # (B * F, TOKENS, D)
+        return pooled.view(-1, FRAMES * TOKENS, pooled.shape[-1])
+
+    def answer_loss(self, patches: Tensor, batch: PackedBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """Weighted loss of all targets, logits (M, vocabulary), and hidden states (B, L, D) after `MEMORY_LAYERS`.
+
+        patches: (B * F, GRID * GRID, D).
+        """
+        core = self.model.get_model()
+        newline = core.image_newline.expand(len(batch.input_ids), 1, -1)
+        text = self.model.get_input_embeddings()(batch.input_ids.to(self.device))
+        before, after = text[:, : batch.video.start], text[:, batch.video.stop :]
+        output = core(
+            inputs_embeds=torch.cat([before, self.video_tokens(patches), newline, after], 1),
+            attention_mask=batch.mask.to(self.device),
+            position_ids=batch.position_ids.to(self.device),
+            use_cache=False,
+            output_hidden_states=True,
+        )
+        logits = self.model.lm_head(output.last_hidden_state[batch.target_rows, batch.target_columns])
+        losses = nn.functional.cross_entropy(logits, batch.targets.to(self.device), reduction="none")
+        weights = batch.weights.to(self.device)
+        return (losses * weights).sum() / weights.sum(), logits, output.hidden_states[MEMORY_LAYERS]
+
+    def recall(self, hidden: Tensor, scenes: Scenes, times: Tensor) -> Loss:
+        """Loss and accuracies of what the visual tokens remember, from hidden states (B, L, D) of the prompt."""
+        start = len(self.head)
+        tokens = hidden[:, start : start + FRAMES * TOKENS].unflatten(1, (FRAMES, TOKENS))
+        return self.memory(tokens, memory_targets(scenes, times, GRID // 2))
+
+    # ---- stages -----------------------------------------------------------------------------------------------
+
+    def _tower(self, step: int) -> Loss:
+        scenes, times, seed = self.scenes("tower", step, min_objects=2)
+        # One frame of each video: frames of one video are too alike to learn from together.
+        chosen = torch.randint(FRAMES, (len(scenes), 1), generator=torch.Generator().manual_seed(seed))
+        times = times.gather(1, chosen)
+        labels = self.labels(scenes, times)
+        masks = patch_masks(scenes, times, GRID, MASK_SAMPLES).flatten(0, 1).to(self.device)
+        features = self.tower(self.pixels(scenes, times, seed))
+        return self.heads(features, labels, masks)
+
+    def _memory(self, step: int) -> Loss:
+        scenes, times, _ = self.scenes("memory", step)
+        core = self.model.get_model()
+        head = self.model.get_input_embeddings()(self.head).expand(len(scenes), -1, -1)
+        hidden = torch.cat([head, self.video_tokens(self.oracle(self.labels(scenes, times)))], 1)
+        length = hidden.shape[1]
+        positions = torch.arange(length, device=self.device).expand(len(scenes), -1)
+        causal = torch.ones(len(scenes), 1, length, length, dtype=torch.bool, device=self.device).tril()
+        rotary = core.rotary_emb(hidden, positions)
+        for layer in core.layers[:MEMORY_LAYERS]:
+            hidden = layer(hidden, attention_mask=causal, position_ids=positions, position_embeddings=rotary)
+        return self.recall(hidden, scenes, times)
+
+    def _words(self, step: int) -> Loss:
+        return self._oracle_qa("words", step, hard=0.0, with_options=0.0)
+
+    def _lm(self, step: int) -> Loss:
+        return self._oracle_qa("lm", step, HARD * min(1.0, step / EASY_STEPS), WITH_OPTIONS)
+
+    def _align(self, step: int) -> Loss:
+        scenes, times, seed = self.scenes("align", step)
+        labels = self.labels(scenes, times)
+        with torch.no_grad():
+            target = self.oracle(labels)
+        busy = (labels[..., : LABEL_GROUPS["color"]].sum(-1, keepdim=True) > 0.01).float()
+        error = (self.project(self.pixels(scenes, times, seed)) - target).square() * (1 + 8 * busy)
+        loss = error.mean() / target.var()
+        return loss, {"error": loss.item()}
+
+    def _joint(self, step: int) -> Loss:
+        scenes, times, seed = self.scenes("joint", step)
+        return self._qa(scenes, times, seed, self.project(self.pixels(scenes, times, seed)), HARD, WITH_OPTIONS)
+
+    def _oracle_qa(self, stage: str, step: int, hard: float, with_options: float) -> Loss:
+        scenes, times, seed = self.scenes(stage, step)
+        return self._qa(scenes, times, seed, self.oracle(self.labels(scenes, times)), hard, with_options)
+
+    def _qa(self, scenes: Scenes, times: Tensor, seed: int, patches: Tensor, hard: float, with_options: float) -> Loss:
+        rng = random.Random(seed)
+        batch = self.packer.pack(self.questions(scenes, rng, hard, with_options), rng)
+        loss, logits, hidden = self.answer_loss(patches, batch)
+        recall, remembered = self.recall(hidden, scenes, times)
+        return loss + MEMORY_WEIGHT * recall, {**accuracy_by_kind(logits, batch), **remembered}
+
+
+def accuracy_by_kind(logits: Tensor, batch: PackedBatch) -> dict[str, float]:
+    """Share of right answers per kind of question and over all four-option questions."""
+    right = (logits.argmax(-1).cpu() == batch.targets)[batch.weights == 1.0].tolist()
+    by_kind: dict[str, list[bool]] = defaultdict(list)
+    for kind, value in zip(batch.kinds, right, strict=True):
+        by_kind[kind].append(value)
+        by_kind["FREE" if kind.endswith("/free") else "MC"].append(value)
+    return {kind: sum(values) / len(values) for kind, values in by_kind.items()}
