@@ -1,14 +1,19 @@
 """Load a checkpoint in the original LLaVA layout: tokenizer, model, image processor and context length."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers.utils import is_flash_attn_2_available
 
-from llava.errors import CheckpointError, ConfigError, DeviceError, UserError
-from llava.model.checkpoint import load_tokenizer, load_weights, read_config, resolve_folder
+from llava.errors import CheckpointError, ConfigError, DeviceError
+from llava.model import adapter
+from llava.model.checkpoint import check_supported, load_tokenizer, load_weights, read_config, resolve_folder
+from llava.model.device_map import place, uses_gpu
 from llava.model.language_model.llava_qwen import LlavaQwenConfig, LlavaQwenForCausalLM
 from llava.model.multimodal_encoder.image_processor import SigLipImageProcessor
+from llava.model.quantized import quantization_config
+from llava.model.weight_files import WEIGHT_FILES
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 ATTENTION = ("sdpa", "eager", "flash_attention_2")
@@ -32,16 +37,21 @@ def load_pretrained_model(
 
     Args:
         model_path: a folder, or a hub name such as "lmms-lab/llava-onevision-qwen2-7b-ov".
-        model_base, load_8bit, load_4bit: LLaVA-NeXT's arguments; adapters and quantised loading are refused.
+        model_base: the complete checkpoint that `model_path` was trained from, if `model_path` holds only a projector
+            (`mm_projector.bin`) or LoRA weights; these are merged into the model, which needs peft.
+        load_8bit, load_4bit: quantise the decoder's linear layers through bitsandbytes; see `llava.model.quantized`.
+            transformers' names for them, load_in_8bit and load_in_4bit, do the same.
         model_name, multimodal: LLaVA-NeXT's arguments, not needed: the config says what the checkpoint is.
-        device_map: "auto" (all GPUs, or the CPU where there is none), a device such as "cpu" or "cuda:1", or a
-            map from module names to devices.
+        device_map: "auto" (spread evenly over all GPUs, with main memory and disk for what does not fit; the CPU
+            where there is no GPU), "sequential" (fill one GPU after the other), a device such as "cpu" or "cuda:1",
+            or a map from parts of the model to devices, "cpu" and "disk".
         torch_dtype: "float32", "float16", "bfloat16" or a torch dtype; by default float16 on a GPU as in
             LLaVA-NeXT, float32 on the CPU.
         attn_implementation: "sdpa", "eager" or "flash_attention_2".
         customized_config: used instead of the checkpoint's config.json.
         overwrite_config: single config keys to replace.
-        **kwargs: passed to transformers' `from_pretrained`.
+        **kwargs: `max_memory`, such as {0: "20GiB", "cpu": "60GiB"}, bounds what "auto" uses; everything else is
+            passed to transformers' `from_pretrained`, such as `offload_folder`, which `.bin` weights on disk need.
 
     Returns:
         tokenizer, model in eval mode, image processor (None for a text-only model), and the context length in tokens.
@@ -49,41 +59,52 @@ def load_pretrained_model(
 
     Raises:
         CheckpointError: the checkpoint is missing, incomplete, damaged or of another kind.
-        DeviceError: this machine lacks the device or the attention kernel asked for.
-        ConfigError: unknown dtype or attention implementation.
-        UserError: adapters or quantised loading were asked for.
+        DeviceError: this machine lacks the device, the memory, the attention kernel or bitsandbytes.
+        ConfigError: unknown dtype or attention implementation, or arguments that exclude each other.
     """
-    if load_8bit or load_4bit:
-        raise UserError('8-bit and 4-bit loading are not supported in this version; use torch_dtype="bfloat16".')
-    if model_base is not None:
-        raise UserError(
-            "model_base (adapters and projector-only checkpoints) is not supported; pass a full checkpoint."
-        )
-    device_map, on_gpu = _devices(device_map)
+    on_gpu = uses_gpu(device_map)
     dtype = _dtype(torch_dtype, on_gpu)
     _check_attention(attn_implementation, dtype, on_gpu)
+    bits = _bits(kwargs.pop("load_in_8bit", load_8bit), kwargs.pop("load_in_4bit", load_4bit))
 
     folder = resolve_folder(model_path)
+    base = _base_folder(folder, model_base)
     config = customized_config or read_config(folder)
     for key, value in (overwrite_config or {}).items():
         setattr(config, key, value)
-    if getattr(config, "mm_use_im_start_end", False):
-        raise CheckpointError(f"{model_path} wraps images in <im_start> and <im_end> tokens, which is not supported.")
-    tokenizer = load_tokenizer(folder)
-    model = load_weights(folder, config, dtype, device_map, attn_implementation, **kwargs)
+    check_supported(config, model_path)
+    tokenizer = load_tokenizer(base)
+
+    trained = adapter.read_trained_parts(folder) if model_base is not None else {}
+    if bits is not None:
+        if model_base is not None and adapter.has_lora(folder):
+            raise ConfigError("LoRA weights are merged into the model's, which quantised weights do not allow.")
+        kwargs["quantization_config"] = quantization_config(bits, config, dtype)
+    device_map = place(device_map, config, dtype, bits, kwargs.pop("max_memory", None))
+    model: Any = load_weights(base, config, dtype, device_map, attn_implementation, supplied=trained.keys(), **kwargs)
+    if model_base is not None:
+        adapter.insert(trained, model, folder)
+        model = adapter.merge_lora(model, folder)
     tower = model.get_vision_tower()
     return tokenizer, model.eval(), None if tower is None else tower.image_processor, _context_length(config)
 
 
-def _devices(device_map: Any) -> tuple[Any, bool]:
-    """The device map for transformers, and whether any part of the model goes to a GPU."""
-    if device_map in ("auto", None):
-        return ("auto", True) if torch.cuda.is_available() else ("cpu", False)
-    wanted = [str(value) for value in (device_map.values() if isinstance(device_map, dict) else [device_map])]
-    on_gpu = any(name.isdigit() or not name.startswith(("cpu", "disk", "mps")) for name in wanted)
-    if on_gpu and not torch.cuda.is_available():
-        raise DeviceError(f'device_map={device_map!r} needs a CUDA GPU, and there is none; use device_map="cpu".')
-    return device_map, on_gpu
+def _base_folder(folder: Path, model_base: str | None) -> Path:
+    """The folder of the weights and the tokenizer."""
+    if model_base is not None:
+        return resolve_folder(model_base)
+    if adapter.is_partial(folder) and not any((folder / name).exists() for name in WEIGHT_FILES):
+        raise CheckpointError(
+            f"{folder} holds only a projector or LoRA weights; name the complete checkpoint that it was trained from "
+            "as model_base."
+        )
+    return folder
+
+
+def _bits(load_8bit: bool, load_4bit: bool) -> int | None:
+    if load_8bit and load_4bit:
+        raise ConfigError("load_8bit and load_4bit exclude each other; choose one.")
+    return 8 if load_8bit else 4 if load_4bit else None
 
 
 def _dtype(torch_dtype: str | torch.dtype | None, on_gpu: bool) -> torch.dtype:

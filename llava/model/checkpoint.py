@@ -2,30 +2,28 @@
 
 import json
 import logging
-import pickle
-from collections.abc import Iterable
+import warnings
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from transformers import AutoTokenizer
 
 from llava.errors import CheckpointError, UserError
+from llava.model.completeness import differences, explain_missing, meta_model
+from llava.model.error_text import one_line, sample
 from llava.model.language_model.llava_qwen import LlavaQwenConfig, LlavaQwenForCausalLM
+from llava.model.multimodal_encoder.siglip_encoder import PUBLISHED_TOWERS
+from llava.model.weight_files import WEIGHT_FILES, WeightFiles, read_weight_files
 
 logger = logging.getLogger(__name__)
 
 MODEL_TYPES = ("llava_qwen", "llava_qwen_zip", "llava")
 ARCHITECTURES = ("LlavaQwenForCausalLM", "LlavaQwenZipForCausalLM")
-WEIGHT_FILES = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
 
 
 def resolve_folder(model_path: str) -> Path:
@@ -47,7 +45,7 @@ def resolve_folder(model_path: str) -> Path:
     except (OSError, ValueError) as error:  # hub errors are OSErrors (network, cache) or ValueErrors (bad names)
         raise CheckpointError(
             f"{model_path} is not a local folder and could not be fetched from the Hugging Face hub "
-            f"({_summary(error)}). Check the name and the network, or pass the folder of a downloaded copy."
+            f"({one_line(error)}). Check the name and the network, or pass the folder of a downloaded copy."
         ) from error
     return local
 
@@ -61,7 +59,7 @@ def read_config(folder: Path) -> LlavaQwenConfig:
     path = folder / "config.json"
     if not path.exists():
         raise CheckpointError(f"{folder} has no config.json, so it is not a checkpoint in the original LLaVA layout.")
-    fields = _read_json(path)
+    fields = read_json(path)
     architecture = (fields.get("architectures") or [ARCHITECTURES[0]])[0]
     model_type = fields.get("model_type")
     if architecture not in ARCHITECTURES or model_type not in MODEL_TYPES:
@@ -69,10 +67,31 @@ def read_config(folder: Path) -> LlavaQwenConfig:
             f"{path} describes a {model_type!r} model ({architecture}). Supported are checkpoints in the original "
             "LLaVA layout on Qwen2 (LlavaQwenForCausalLM), not the converted ones of transformers."
         )
+    if fields.get("quantization_config") is not None:
+        raise CheckpointError(
+            f"{path} describes weights that were saved quantised; load the original checkpoint with load_8bit=True or "
+            "load_4bit=True instead."
+        )
     try:
-        return LlavaQwenConfig.from_dict(fields)
+        config = LlavaQwenConfig.from_dict(fields)
     except (StrictDataclassError, TypeError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path} has an invalid value: {_summary(error)}") from error
+        raise CheckpointError(f"{path} has an invalid value: {one_line(error)}") from error
+    check_supported(config, str(path))
+    return config
+
+
+def check_supported(config: LlavaQwenConfig, where: str) -> None:
+    """Refuse settings that this version does not follow; a tower named by a local path gets its published name.
+
+    Raises:
+        CheckpointError: naming the setting.
+    """
+    if getattr(config, "mm_use_im_start_end", False):
+        raise CheckpointError(f"{where} wraps images in <im_start> and <im_end> tokens, which is not supported.")
+    tower = getattr(config, "mm_vision_tower", None)
+    published = {name.rpartition("/")[2]: name for name in PUBLISHED_TOWERS}
+    if isinstance(tower, str):
+        config.mm_vision_tower = published.get(tower.rstrip("/").rpartition("/")[2], tower)
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -86,83 +105,112 @@ def load_tokenizer(folder: Path) -> Any:
             f"{folder} has no tokenizer (tokenizer_config.json); copy it from the original checkpoint."
         )
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises bare Exception for damaged files
-        raise CheckpointError(f"The tokenizer in {folder} cannot be loaded: {_summary(error)}") from error
+        raise CheckpointError(f"The tokenizer in {folder} cannot be loaded: {one_line(error)}") from error
 
 
 def load_weights(
-    folder: Path, config: LlavaQwenConfig, dtype: torch.dtype, device_map: Any, attn_implementation: str, **kwargs: Any
+    folder: Path,
+    config: LlavaQwenConfig,
+    dtype: torch.dtype,
+    device_map: Any,
+    attn_implementation: str,
+    supplied: Collection[str] = (),
+    **kwargs: Any,
 ) -> LlavaQwenForCausalLM:
     """Build the model and fill it with the checkpoint's weights, all of them and nothing else.
+
+    Shapes and names are compared before anything large is read.
+
+    Args:
+        supplied: names of parameters that the caller fills afterwards; the checkpoint need not have them.
+        **kwargs: passed to transformers' `from_pretrained`.
 
     Raises:
         CheckpointError: files missing or damaged, weights missing or of another shape.
     """
-    check_weight_files(folder)
-    if (folder / "generation_config.json").exists():
-        _read_json(folder / "generation_config.json")  # transformers would silently ignore a damaged one
+    weights = check_weights(folder, config, supplied)
+    read_generation_config(folder)
+    to_disk = isinstance(device_map, dict) and "disk" in device_map.values()
+    if to_disk and weights.names[0].endswith(".bin") and not kwargs.get("offload_folder"):
+        raise CheckpointError(
+            f"{folder} holds .bin files, from which single layers cannot be fetched; pass offload_folder, a folder where "
+            "the layers that stay on disk are written again."
+        )
     model: Any
     report: dict[str, Any]
     try:
-        model, report = LlavaQwenForCausalLM.from_pretrained(  # type: ignore[misc]  # a pair, because of output_loading_info
-            folder,
-            config=config,
-            dtype=dtype,
-            device_map=device_map,
-            attn_implementation=attn_implementation,
-            local_files_only=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # collected in the report, and refused below
-            **kwargs,
-        )
+        with warnings.catch_warnings():
+            # accelerate does not know that a part in a device map can be a parameter (image_newline)
+            warnings.filterwarnings("ignore", message="The following device_map keys do not match any submodules")
+            model, report = LlavaQwenForCausalLM.from_pretrained(  # type: ignore[misc]  # a pair: output_loading_info
+                folder,
+                config=config,
+                dtype=dtype,
+                device_map=device_map,
+                attn_implementation=attn_implementation,
+                local_files_only=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # those of `supplied`; others have been refused
+                weights_only=True,
+                **kwargs,
+            )
     except UserError:
         raise
-    except (TypeError, ValueError) as error:  # values of config.json that fit no model
-        raise CheckpointError(f"The checkpoint in {folder} cannot be loaded: {_summary(error)}") from error
-    except (SafetensorError, pickle.UnpicklingError, EOFError) as error:
-        raise CheckpointError(
-            f"A weight file in {folder} is damaged ({_summary(error)}); download it again."
-        ) from error
-    missing = [key for key in report["missing_keys"] if not (config.tie_word_embeddings and key == "lm_head.weight")]
-    if missing:
-        raise CheckpointError(f"{folder} lacks {len(missing)} of the model's weights: {_sample(missing)}.")
-    if report["mismatched_keys"]:
-        wrong = [f"{key} is {tuple(found)} instead of {tuple(due)}" for key, found, due in report["mismatched_keys"]]
-        raise CheckpointError(f"Weights in {folder} do not fit its config.json: {_sample(wrong)}.")
-    if report["unexpected_keys"]:
-        logger.warning("%s holds weights that the model does not use: %s", folder, _sample(report["unexpected_keys"]))
+    except (TypeError, ValueError, ImportError, SafetensorError) as error:
+        raise CheckpointError(f"The checkpoint in {folder} cannot be loaded: {one_line(error)}") from error
+    missing = set(report["missing_keys"]) - {"lm_head.weight"} - set(supplied)
+    if missing:  # a name that transformers reads differently: better no model than one with random weights
+        raise CheckpointError(f"{folder}: transformers did not fill {sample(missing)}.")
     return model
 
 
-def check_weight_files(folder: Path) -> None:
-    """Check that all weight files exist and that every safetensors file is complete.
+def check_weights(folder: Path, config: LlavaQwenConfig, supplied: Collection[str] = ()) -> WeightFiles:
+    """Check from the headers of the weight files that they are complete and fit the config; return the headers.
 
     Raises:
-        CheckpointError: naming the file.
+        CheckpointError: naming the file or the tensors.
     """
-    found = next((folder / name for name in WEIGHT_FILES if (folder / name).exists()), None)
-    if found is None:
-        raise CheckpointError(f"{folder} has no weights: expected model.safetensors or model.safetensors.index.json.")
-    files = [found]
-    if found.name.endswith(".index.json"):
-        try:
-            names = sorted(set(json.loads(found.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{found} is not a valid weight index; download it again.") from error
-        files = [folder / name for name in names]
-    for file in files:
-        if not file.exists():
-            raise CheckpointError(f"{found} names {file.name}, which is missing; download the checkpoint again.")
-        if file.suffix == ".safetensors":
-            try:
-                with safe_open(file, "pt"):
-                    pass
-            except SafetensorError as error:
-                raise CheckpointError(f"{file} is damaged or incomplete ({error}); download it again.") from error
+    weights = read_weight_files(folder)
+    if weights.problems:
+        raise CheckpointError(weights.problems[0])
+    try:
+        model = meta_model(config)
+    except UserError:
+        raise
+    except (TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
+        raise CheckpointError(f"The config.json in {folder} fits no model: {one_line(error)}") from error
+    found = {name: header for name, header in weights.tensors.items() if name not in supplied}
+    differ = differences(found, model)
+    missing = tuple(name for name in differ.missing if name not in supplied)
+    if missing:
+        raise CheckpointError(
+            f"{folder} lacks {len(missing)} of the model's weights: {sample(missing)}.{explain_missing(missing)}"
+        )
+    if differ.misshaped:
+        raise CheckpointError(f"Weights in {folder} do not fit its config.json: {sample(differ.misshaped)}.")
+    if differ.unexpected:
+        logger.warning("%s holds weights that the model does not use: %s", folder, sample(differ.unexpected))
+    return weights
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_generation_config(folder: Path) -> None:
+    """Check generation_config.json if there is one: transformers would silently ignore a damaged file.
+
+    Raises:
+        CheckpointError: not a JSON object.
+    """
+    if (folder / "generation_config.json").exists():
+        read_json(folder / "generation_config.json")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        CheckpointError: not valid JSON, or something else than an object.
+    """
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -170,15 +218,3 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise CheckpointError(f"{path} must hold a JSON object; download it again.")
     return fields
-
-
-def _sample(names: Iterable[str], limit: int = 4) -> str:
-    ordered = sorted(names)
-    rest = len(ordered) - limit
-    return ", ".join(ordered[:limit]) + (f" and {rest} more" if rest > 0 else "")
-
-
-def _summary(error: BaseException) -> str:
-    """The message of another library's error on one line of bounded length."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else text[:199] + "\u2026"

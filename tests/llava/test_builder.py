@@ -9,8 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from llava.errors import CheckpointError, ConfigError, DeviceError, UserError
+from llava.errors import CheckpointError, ConfigError, DeviceError
 from llava.model.builder import load_pretrained_model
+from llava.model.checkpoint import read_config
 from llava.model.multimodal_encoder.siglip_encoder import vision_config_of
 
 
@@ -119,8 +120,9 @@ def test_pickled_weights(folder, llava):
 
 def test_tied_embeddings_need_no_head(folder):
     rewrite_weights(folder, lambda weights: weights.pop("lm_head.weight"))
-    with pytest.raises(CheckpointError, match=r"lm_head\.weight"):
+    with pytest.raises(CheckpointError, match=r"lm_head\.weight.*set tie_word_embeddings"):
         load(folder)
+    assert load(folder, overwrite_config={"tie_word_embeddings": True})[1].config.tie_word_embeddings
     rewrite_config(folder, tie_word_embeddings=True)
     model = load(folder)[1]
     assert model.lm_head.weight is model.model.embed_tokens.weight
@@ -161,6 +163,19 @@ def test_truncated_weights(folder, keep):
     path.write_bytes(content[: int(keep * len(content))])
     with pytest.raises(CheckpointError, match=r"model\.safetensors"):
         load(folder)
+
+
+def test_nothing_large_is_read_before_names_and_shapes_fit(folder, monkeypatch):
+    rewrite_weights(folder, lambda weights: weights.pop("model.norm.weight"))
+    monkeypatch.setattr("llava.model.checkpoint.LlavaQwenForCausalLM.from_pretrained", None)
+    with pytest.raises(CheckpointError, match=r"model\.norm\.weight"):
+        load(folder)
+
+
+@pytest.mark.parametrize("name", ["siglip-so400m-patch14-384", "/data/towers/siglip-so400m-patch14-384/"])
+def test_a_tower_named_by_its_local_path_is_the_published_one(folder, name):
+    rewrite_config(folder, mm_vision_tower=name)
+    assert read_config(folder).mm_vision_tower == "google/siglip-so400m-patch14-384"
 
 
 def test_damaged_pickled_weights(folder):
@@ -209,6 +224,8 @@ def test_damaged_files(folder, name, content, message):
         ({"architectures": ["LlavaLlamaForCausalLM"]}, "LlavaLlamaForCausalLM"),
         ({"hidden_size": "wide"}, "str"),
         ({"mm_use_im_start_end": True}, "im_start"),
+        ({"quantization_config": {"load_in_4bit": True, "quant_method": "bitsandbytes"}}, "load_4bit=True"),
+        ({"num_attention_heads": 0}, r"config\.json"),
     ],
 )
 def test_configs_that_are_not_supported(folder, fields, message):
@@ -231,9 +248,7 @@ def test_the_published_towers_configuration():
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"load_8bit": True}, UserError, "8-bit"),
-        ({"load_4bit": True}, UserError, "4-bit"),
-        ({"model_base": "base"}, UserError, "model_base"),
+        ({"load_8bit": True, "load_4bit": True}, ConfigError, "exclude"),
         ({"torch_dtype": "int8"}, ConfigError, "int8"),
         ({"attn_implementation": "magic"}, ConfigError, "magic"),
         ({"attn_implementation": "flash_attention_2"}, DeviceError, "sdpa"),
