@@ -135,7 +135,7 @@ def load_weights(
     to_disk = isinstance(device_map, dict) and "disk" in device_map.values()
     if to_disk and weights.names[0].endswith(".bin") and not kwargs.get("offload_folder"):
         raise CheckpointError(
-            f"{folder} holds .bin files, from which single layers cannot be fetched; pass offload_folder, a folder where "
+            f"{folder} holds .bin files, from which single layers cannot be fetched; pass offload_folder, where "
             "the layers that stay on disk are written again."
         )
     model: Any

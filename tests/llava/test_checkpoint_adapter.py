@@ -124,7 +124,7 @@ def test_lora_without_peft(tmp_path, llava, monkeypatch):
 
 
 def test_a_partial_checkpoint_without_its_base(projector):
-    with pytest.raises(CheckpointError, match="only a projector or LoRA weights.* as model_base"):
+    with pytest.raises(CheckpointError, match=r"only a projector or LoRA weights.* as model_base"):
         load(projector, None)
 
 

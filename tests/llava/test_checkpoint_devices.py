@@ -141,5 +141,5 @@ def test_auto_on_gpus_measures_what_is_there(make_llava, monkeypatch):
     assert set(place("auto", config, torch.float16).values()) == {0}
     assert "cpu" in place("auto", config, torch.float16, max_memory={0: whole // 2, "cpu": whole}).values()
     assert "disk" in place("auto", config, torch.float16, max_memory={0: whole // 2}).values()
-    with pytest.raises(DeviceError, match="8-bit model needs .* not offloaded"):
+    with pytest.raises(DeviceError, match=r"8-bit model needs .* not offloaded"):
         place("auto", config, torch.float16, 8, {0: whole // 2})

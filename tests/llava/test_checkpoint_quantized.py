@@ -50,7 +50,7 @@ def test_a_broken_bitsandbytes_is_one_error(wide, monkeypatch):
 
     monkeypatch.setattr(quantized, "is_bitsandbytes_available", lambda: True)
     monkeypatch.setattr(quantized.importlib, "import_module", broken)
-    with pytest.raises(DeviceError, match="does not start here: libcudart.so: cannot open shared object file"):
+    with pytest.raises(DeviceError, match=r"does not start here: libcudart\.so: cannot open shared object file"):
         quantization_config(8, wide.config, torch.float16)
 
 
@@ -106,5 +106,5 @@ def test_the_predicted_memory_is_what_is_used(folder, wide, bits):
 def test_layers_that_do_not_divide_into_blocks(make_llava, monkeypatch):
     monkeypatch.setattr(quantized, "is_bitsandbytes_available", lambda: True)
     monkeypatch.setattr(quantized.importlib, "import_module", lambda name: None)
-    with pytest.raises(ConfigError, match="blocks of 64.*hidden_size 32"):
+    with pytest.raises(ConfigError, match=r"blocks of 64.*hidden_size 32"):
         quantization_config(4, make_llava().config, torch.float32)
