@@ -104,7 +104,9 @@ def spread(sizes: Mapping[str, int], gpus: Mapping[int, int], cpu: int, balanced
         chosen["lm_head"] = first
     share = math.ceil(sum(parts.values()) / len(gpus)) if balanced else sum(parts.values())
     devices: list[int | str] = [*sorted(gpus), "cpu", "disk"]
-    room: dict[int | str, int] = {**dict(gpus), "cpu": cpu}
+    room: dict[int | str, int] = {"cpu": cpu}
+    for index, size in gpus.items():
+        room[index] = size
     used: dict[int | str, int] = dict.fromkeys(devices, 0)
     used[first] = sum(parts[part] for part in together)
 
