@@ -121,7 +121,7 @@ class _Row:
             self._add([*asked, *reply[:-1]], number, int(with_options), start)
             last = column + len(asked) - 1
             for offset, token in enumerate(reply):
-                self.targets.append((last + offset, token, 1.0 if offset == 0 else 0.1))
+                self.targets.append((last + offset, token, 1.0 if offset == 0 else 0.5))
             if answer is not None:
                 # The answer itself, asked for at the question mark: what the options are then compared with.
                 self.targets.append((column + len(encode(question.text)) - 1, encode(f" {answer}")[0], 0.5))

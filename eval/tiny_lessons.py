@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from eval.questions import Question, ask
 from eval.tiny_data import HEAD, PackedBatch, Packer
-from eval.tiny_memory import MEMORY_LAYERS, MemoryHeads, memory_targets
+from eval.tiny_memory import MEMORY_LAYERS, NAME_LAYERS, NAMES, MemoryHeads, memory_targets, name_targets
 from eval.tiny_model import FRAMES, GRID, IMAGE_SIZE, MASK_SAMPLES, DenseHeads, Oracle, build_model
 from eval.tiny_stages import EASY_STEPS, HARD, MEMORY_WEIGHT, QUESTIONS_PER_VIDEO, STAGES, WEIGHTS, WITH_OPTIONS
 from eval.tiny_tokenizer import build_tokenizer
@@ -57,6 +57,7 @@ class Lessons:
         self.everything = nn.ModuleDict(modules).to(self.device)
         self.packer = Packer(self.tokenizer, FRAMES * TOKENS + 1)
         self.head = torch.tensor(self.tokenizer(HEAD, add_special_tokens=False).input_ids, device=self.device)
+        self.names = torch.tensor([self._word(f" {name}") for name in NAMES], device=self.device)
 
     def loss(self, stage: str, step: int) -> Loss:
         """The loss of one step, and what to log beside it."""
@@ -70,13 +71,17 @@ class Lessons:
         }
         return losses[stage](step)
 
+    def _word(self, text: str) -> int:
+        [token] = self.tokenizer(text, add_special_tokens=False).input_ids
+        return token
+
     def trainable(self, stage: str) -> list[tuple[str, nn.Parameter]]:
         """Named parameters that a stage trains."""
         core = self.model.get_model()
         language = [core.embed_tokens, core.layers, core.norm, self.memory]
         modules: dict[str, list[nn.Module]] = {
             "tower": [self.tower, self.heads],
-            "memory": [core.embed_tokens, *core.layers[:MEMORY_LAYERS], self.memory, self.oracle],
+            "memory": [core.embed_tokens, *core.layers[:NAME_LAYERS], self.memory, self.oracle],
             "words": [*language, self.oracle],
             "lm": [*language, self.oracle],
             "align": [core.mm_projector],
@@ -186,17 +191,26 @@ class Lessons:
         return self.heads(features, labels, masks)
 
     def _memory(self, step: int) -> Loss:
-        scenes, times, _ = self.scenes("memory", step)
+        scenes, times, seed = self.scenes("memory", step)
         core = self.model.get_model()
-        head = self.model.get_input_embeddings()(self.head).expand(len(scenes), -1, -1)
-        hidden = torch.cat([head, self.video_tokens(self.oracle(self.labels(scenes, times)))], 1)
-        length = hidden.shape[1]
-        positions = torch.arange(length, device=self.device).expand(len(scenes), -1)
-        causal = torch.ones(len(scenes), 1, length, length, dtype=torch.bool, device=self.device).tril()
+        embed = self.model.get_input_embeddings()
+        video = self.video_tokens(self.oracle(self.labels(scenes, times)))
+        head, names = (embed(ids).expand(len(scenes), -1, -1) for ids in (self.head, self.names))
+        hidden = torch.cat([head, video, names], 1)
+        length, trunk = hidden.shape[1], hidden.shape[1] - len(NAMES)
+        # A name stands some words after the video, where questions have theirs, and sees no other name.
+        words = torch.randint(12, (len(scenes), len(NAMES)), generator=torch.Generator().manual_seed(seed))
+        positions = torch.cat([torch.arange(trunk).expand(len(scenes), -1), trunk + words], 1).to(self.device)
+        allowed = torch.ones(length, length, dtype=torch.bool).tril()
+        allowed[trunk:, trunk:] = torch.eye(len(NAMES), dtype=torch.bool)
+        mask = allowed.expand(len(scenes), 1, -1, -1).to(self.device)
         rotary = core.rotary_emb(hidden, positions)
-        for layer in core.layers[:MEMORY_LAYERS]:
-            hidden = layer(hidden, attention_mask=causal, position_ids=positions, position_embeddings=rotary)
-        return self.recall(hidden, scenes, times)
+        states = [hidden]
+        for layer in core.layers[:NAME_LAYERS]:
+            states.append(layer(states[-1], attention_mask=mask, position_ids=positions, position_embeddings=rotary))
+        recall, remembered = self.recall(states[MEMORY_LAYERS], scenes, times)
+        naming, known = self.memory.about_names(states[NAME_LAYERS][:, trunk:], name_targets(scenes, times))
+        return recall + naming, {**remembered, **known}
 
     def _words(self, step: int) -> Loss:
         return self._oracle_qa("words", step, hard=0.0, with_options=0.0)

@@ -1,10 +1,14 @@
-"""Training only: what the language model must know of a video while it reads it, asked of its visual tokens.
+"""Training only: what the language model must know of a video while it reads it, and of an object that is named.
 
 A question about motion or order is one hard bit per video; asked alone, such questions stay at chance for thousands of
 steps. But what they ask for can be read off every token: the object that a token shows came from somewhere, was first
 seen in some frame, had some color then. Linear heads on the hidden states of the visual tokens after the first
-`MEMORY_LAYERS` layers ask for all of it at once, as the tower's dense heads do for single frames. The layers after
-them then only have to look up, for the object that a question names, what its tokens already remember.
+`MEMORY_LAYERS` layers ask for all of it at once, as the tower's dense heads do for single frames.
+
+A question then has to look up what the tokens of the object that it names remember. That, too, is asked densely: after
+the video stands every name an object can have ("circle", "red"), and after `NAME_LAYERS` layers heads on it ask for
+everything about that object. Without it a run may stay for long where it answers with the motion and the place of
+just any object.
 """
 
 import torch
@@ -26,7 +30,10 @@ from eval.world import (
 )
 
 MEMORY_LAYERS = 2
-"""Layers of the language model after which the heads read."""
+"""Layers of the language model after which the heads on visual tokens read."""
+NAME_LAYERS = 3
+"""Layers after which those on names read: one more, in which names look at what visual tokens remember."""
+NAMES = (*SHAPES, *COLORS)
 IGNORED = -100
 MIN_COVER = 0.12
 """Share of a token that an object must cover for the token to be asked about it."""
@@ -48,7 +55,16 @@ FRAME_HEADS = {
     "newest_color": len(COLORS) + 1,
     "count": MAX_OBJECTS,  # objects seen so far
 }
-"""Width of every head: those asked of every token and those asked of the last token of every frame."""
+NAME_HEADS = {
+    "its_shape": len(SHAPES),
+    "its_color": len(COLORS),
+    "its_last_color": len(COLORS),
+    "its_motion": len(MOTIONS),
+    "its_origin": len(PLACES),
+    "its_last_place": len(PLACES),
+    "its_age": 8,
+}
+"""Width of every head: those asked of every token, of the last token of every frame, and of every name."""
 
 
 def memory_targets(scenes: Scenes, times: Tensor, grid: int) -> dict[str, Tensor]:
@@ -108,16 +124,54 @@ def memory_targets(scenes: Scenes, times: Tensor, grid: int) -> dict[str, Tensor
     }
 
 
+def name_targets(scenes: Scenes, times: Tensor) -> dict[str, Tensor]:
+    """What is known of each of `NAMES`: per entry of `NAME_HEADS` class indices (B, names).
+
+    `IGNORED` where no object has the name, or where that is not clear: a color that an object changes to or from.
+    """
+    exists = torch.arange(MAX_OBJECTS) < scenes.count[:, None]  # (B, O)
+    steady = exists & (scenes.change > 1)
+    bears = torch.cat(
+        [
+            nn.functional.one_hot(scenes.shape, len(SHAPES)) * exists[..., None],
+            nn.functional.one_hot(scenes.color, len(COLORS)) * steady[..., None],
+        ],
+        -1,
+    )  # (B, O, names)
+    named, bearer = bears.max(1)  # (B, names)
+    there = visible(scenes, times)  # (B, F, O)
+    first = there.int().argmax(1)
+    last = times.shape[1] - 1 - there.flip(1).int().argmax(1)
+    places = quadrants(object_centres(scenes, times))
+    colors = object_colors(scenes, times)
+
+    def at(frame: Tensor, values: Tensor) -> Tensor:
+        """(B, F, O) -> (B, O): the value in a frame (B, O) of each object's own."""
+        return values.gather(1, frame[:, None]).squeeze(1)
+
+    known = {
+        "its_shape": scenes.shape,
+        "its_color": at(first, colors),
+        "its_last_color": at(last, colors),
+        "its_motion": scenes.motion,
+        "its_origin": at(first, places),
+        "its_last_place": at(last, places),
+        "its_age": first,
+    }
+    return {name: torch.where(named > 0, values.gather(1, bearer), IGNORED) for name, values in known.items()}
+
+
 class MemoryHeads(nn.Module):
-    """Linear read-outs of `memory_targets` from hidden states."""
+    """Linear read-outs of `memory_targets` and `name_targets` from hidden states."""
 
     def __init__(self, width: int):
         super().__init__()
         self.token = nn.ModuleDict({name: nn.Linear(width, classes) for name, classes in TOKEN_HEADS.items()})
         self.frame = nn.ModuleDict({name: nn.Linear(width, classes) for name, classes in FRAME_HEADS.items()})
+        self.name = nn.ModuleDict({name: nn.Linear(width, classes) for name, classes in NAME_HEADS.items()})
 
     def forward(self, hidden: Tensor, targets: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
-        """Mean loss of hidden states (B, F, grid * grid, width), and the accuracy of every head."""
+        """Mean loss of the visual tokens' hidden states (B, F, grid * grid, width), and the accuracy of every head."""
         hidden = nn.functional.rms_norm(hidden, hidden.shape[-1:])
         last = hidden[:, :, -1]
         losses, accuracies = [], {}
@@ -127,13 +181,30 @@ class MemoryHeads(nn.Module):
                 losses.append(nn.functional.binary_cross_entropy_with_logits(logits, target.float()))
                 right, asked = (logits > 0) == (target > 0), torch.ones_like(target, dtype=torch.bool)
             else:
-                flat = target.flatten()
-                losses.append(
-                    nn.functional.cross_entropy(logits.flatten(0, -2), flat, reduction="sum", ignore_index=IGNORED)
-                    / (flat != IGNORED).sum().clamp(min=1)
-                )
+                losses.append(_loss(logits, target))
                 right, asked = logits.argmax(-1) == target, target != IGNORED
                 if name.startswith(("newest", "gone")):
                     asked = target < logits.shape[-1] - 1
-            accuracies[f"~{name}"] = (right & asked).sum().item() / max(1, asked.sum().item())
+            accuracies[f"~{name}"] = _share(right, asked)
         return torch.stack(losses).mean(), accuracies
+
+    def about_names(self, hidden: Tensor, targets: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
+        """Mean loss of the names' hidden states (B, names, width), and the accuracy of every head."""
+        hidden = nn.functional.rms_norm(hidden, hidden.shape[-1:])
+        losses, accuracies = [], {}
+        for name, head in self.name.items():
+            logits, target = head(hidden), targets[name].to(hidden.device)
+            losses.append(_loss(logits, target))
+            accuracies[f"~{name}"] = _share(logits.argmax(-1) == target, target != IGNORED)
+        return torch.stack(losses).mean(), accuracies
+
+
+def _loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Mean cross-entropy over what is asked, 0 where nothing is."""
+    flat = target.flatten()
+    total = nn.functional.cross_entropy(logits.flatten(0, -2), flat, reduction="sum", ignore_index=IGNORED)
+    return total / (flat != IGNORED).sum().clamp(min=1)
+
+
+def _share(right: Tensor, asked: Tensor) -> float:
+    return (right & asked).sum().item() / max(1, asked.sum().item())

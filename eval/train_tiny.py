@@ -7,7 +7,8 @@ Six stages, each through the shipped model tree:
 
     tower   the SigLIP tower learns what each patch shows from dense labels, then stays frozen
     memory  the first layers of the language model learn what each visual token must remember of the frames before it,
-            again from dense labels. Labels are embedded in place of visual tokens: no pixels yet
+            and what is to be known of each object that is named, again from dense labels. Labels are embedded in
+            place of visual tokens: no pixels yet
     words   the language model learns to answer free questions about those videos
     lm      option letters as well. Wrong options are first drawn at random, then from what the video shows
     align   the projector learns by regression to produce those embeddings from the tower's features
@@ -21,7 +22,9 @@ batch; the result depends on their number only through the order of additions an
 import argparse
 import json
 import logging
+import multiprocessing
 import os
+import threading
 import time
 from collections import defaultdict
 from dataclasses import asdict
@@ -156,11 +159,20 @@ def run_identity(args: argparse.Namespace, stage: str) -> str:
 def _worker(rank: int, args: argparse.Namespace) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     if args.workers > 1:
+        threading.Thread(target=_end_with_parent, daemon=True).start()
         dist.init_process_group("gloo", init_method=f"file://{args.rendezvous}", rank=rank, world_size=args.workers)
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // args.workers))
     Trainer(args, rank).run()
     if args.workers > 1:
         dist.destroy_process_group()
+
+
+def _end_with_parent() -> None:
+    """End this worker when the process that started it is gone, however that was ended."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def main(argv: list[str] | None = None) -> None:

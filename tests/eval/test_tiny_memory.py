@@ -4,8 +4,29 @@ import pytest
 import torch
 from torch import nn
 
-from eval.tiny_memory import FRAME_HEADS, IGNORED, MIN_COVER, TOKEN_HEADS, MemoryHeads, memory_targets
-from eval.world import CANVAS, COLORS, SHAPES, Split, draw_scenes, frame_times, object_cover, seed_for, visible
+from eval.tiny_memory import (
+    FRAME_HEADS,
+    IGNORED,
+    MIN_COVER,
+    NAME_HEADS,
+    NAMES,
+    TOKEN_HEADS,
+    MemoryHeads,
+    memory_targets,
+    name_targets,
+)
+from eval.world import (
+    CANVAS,
+    COLORS,
+    NEVER,
+    SHAPES,
+    Split,
+    draw_scenes,
+    frame_times,
+    object_cover,
+    seed_for,
+    visible,
+)
 
 GRID, FRAMES = 5, 8
 
@@ -70,6 +91,35 @@ def test_what_is_seen_never_shrinks_and_contains_what_is_there(world):
     assert (targets["seen"] >= targets["there"]).all()
     assert (targets["seen"].diff(dim=1) >= 0).all()
     assert (targets["there"][..., : len(SHAPES)].sum(-1) >= 1).any()
+
+
+def test_names_are_asked_about_the_one_object_that_bears_them(world):
+    scenes, times, _ = world
+    targets = name_targets(scenes, times)
+    there = visible(scenes, times)
+    assert set(targets) == set(NAME_HEADS)
+    for b in range(len(scenes)):
+        bearers = {}
+        for o in range(int(scenes.count[b])):
+            bearers[SHAPES[scenes.shape[b, o]]] = o
+            if scenes.change[b, o] == NEVER:
+                bearers[COLORS[scenes.color[b, o]]] = o
+        for n, name in enumerate(NAMES):
+            o = bearers.get(name)
+            if o is None:
+                assert all(targets[head][b, n] == IGNORED for head in NAME_HEADS), name
+                continue
+            first, *_, last = there[b, :, o].nonzero().flatten().tolist()
+            assert targets["its_shape"][b, n] == scenes.shape[b, o]
+            assert targets["its_color"][b, n] == scenes.color[b, o]
+            assert targets["its_motion"][b, n] == scenes.motion[b, o]
+            assert targets["its_age"][b, n] == first
+            changed = scenes.change[b, o] <= times[b, last]
+            assert targets["its_last_color"][b, n] == (scenes.new_color if changed else scenes.color)[b, o]
+            for head, frame in (("its_origin", first), ("its_last_place", last)):
+                x, y = (scenes.start[b, o] + scenes.shift[b, o] * times[b, frame] - CANVAS / 2).tolist()
+                clear = min(abs(x), abs(y)) >= 0.07 * CANVAS
+                assert targets[head][b, n] == (2 * (y > 0) + (x > 0) if clear else IGNORED)
 
 
 def test_heads_that_know_the_answer_have_no_loss_and_full_accuracy(world):
