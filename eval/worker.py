@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import lmms_eval.tasks
+import torch
 from accelerate.utils import gather_object
 from lmms_eval.evaluator import simple_evaluate
 from lmms_eval.tasks import TaskManager, get_task_dict
@@ -48,6 +49,8 @@ def main(job_file: str) -> int:
 def evaluate(experiment: Experiment, settings: dict[str, dict[str, str]], events: Path) -> None:
     """Run the benchmark at each of `settings`, given with the fingerprints of its answers and of its result."""
     evaluation = experiment.evaluation
+    if evaluation.threads is not None:
+        torch.set_num_threads(evaluation.threads)
     lm = LlavaScissor(experiment.model, experiment.video)
     manager = task_manager(evaluation.benchmark)
     load_data(evaluation.benchmark, manager)

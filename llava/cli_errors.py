@@ -27,7 +27,7 @@ def run(main: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         return _stop(130, "Interrupted.")
     except BrokenPipeError:  # the reader, `head` for example, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         return 1
     except Exception as error:
         message = _explain(error)
@@ -58,4 +58,12 @@ def _explain(error: Exception) -> str | None:
 def _stop(status: int, line: str) -> int:
     logger.debug("Stopped here:", exc_info=True)
     sys.stderr.write(f"{line}\n")
+    try:
+        sys.stdout.flush()
+    except OSError:  # what could not be written would be written again, and fail again, when Python ends
+        _discard_output()
     return status
+
+
+def _discard_output() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -57,6 +57,8 @@ class EvaluationConfig:
         limit: evaluate only the first questions of the benchmark.
         max_new_tokens: at most so many tokens per answer; the benchmark's own number when None.
         num_processes: "auto" is one per CUDA device, or one on the CPU.
+        threads: CPU threads of each process; PyTorch's own choice when None. Results on a CPU are the same for any
+            number of processes if this is given: with another number of threads, sums round differently.
         output_dir: results go to `<output_dir>/<name>/<benchmark>/<setting>/`.
         resume: reuse finished answers of earlier runs with the same settings.
     """
@@ -70,6 +72,7 @@ class EvaluationConfig:
     limit: int | None = None
     max_new_tokens: int | None = None
     num_processes: int | Literal["auto"] = "auto"
+    threads: int | None = None
     output_dir: str = "results"
     resume: bool = True
 
@@ -77,7 +80,7 @@ class EvaluationConfig:
         for ratio in self.retention_ratios:
             if not 0 < ratio <= 1:
                 raise ConfigError(f"retention_ratios: {ratio} is outside (0, 1].")
-        for name in ("videos", "limit", "max_new_tokens", "num_processes"):
+        for name in ("videos", "limit", "max_new_tokens", "num_processes", "threads"):
             value = getattr(self, name)
             if isinstance(value, int) and value < 1:
                 raise ConfigError(f"{name}: {value} must be at least 1.")

@@ -37,6 +37,7 @@ evaluation:
   videos: 4
   limit: 13
   max_new_tokens: 2
+  threads: 1
   retention_ratios: [1.0, 0.2]
   data_dir: {folder / "data"}
   output_dir: {folder / "results"}
@@ -115,6 +116,7 @@ def test_an_interrupted_run_goes_on_and_two_processes_give_the_same(config, inte
         assert {"vision_tower", "compression", "prefill"} <= set(result["summary"]["milliseconds"])
         assert {"torch", "transformers", "lmms-eval"} <= set(result["environment"]["packages"])
         assert result["environment"]["dataset"]["rows"] == 16
+        assert result["environment"]["hardware"]["torch_threads"] == 1
         assert result["config"]["video"]["num_frames"] == 2
 
     # Nothing is left to do: no worker is started, and the table is the same.

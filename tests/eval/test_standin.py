@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from eval.standin import read_kinds, write_home, write_video
+from eval.videos import make_videos as world_videos
+from eval.world import Split
 from llava.errors import UserError
 from llava.video import VideoConfig, load_video
 
@@ -68,6 +70,13 @@ def test_lmms_evals_own_task_reads_the_standin(tmp_path):
         assert f"Which color has object {answer}?\nA. red\nB. green\nC. blue\nD. yellow\nPOST" in sample["prompt"]
         assert kinds[row["question_id"]] == ("color" if answer else "count")
         assert sample["path"].startswith(str(home))
+
+
+def test_the_same_frames_are_the_same_bytes(tmp_path):
+    (video,) = world_videos(Split.EVAL, 1)
+    for number in range(12):
+        write_video(tmp_path / f"{number}.mp4", video.frames, video.fps)
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
 
 
 def test_the_same_videos_are_the_same_bytes(tmp_path):
