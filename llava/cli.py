@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from llava import __version__
 from llava.cli_errors import run
 from llava.errors import ConfigError, UserError
+from llava.files import check_file
 
 if TYPE_CHECKING:  # imported when a command runs, so that --help needs neither torch nor a second
     from llava.config import Experiment
@@ -83,9 +84,7 @@ def _ask(arguments: argparse.Namespace, overrides: list[str]) -> None:
     _set_up_logging(arguments.verbose)
     max_new_tokens = _whole_number("--max-new-tokens", arguments.max_new_tokens)
 
-    from llava.video_index import check_file
-
-    check_file(Path(arguments.video))  # before a large model is loaded for nothing
+    check_file(Path(arguments.video), UserError)  # before a large model is loaded for nothing
 
     experiment, compresses = _experiment(arguments, overrides)
 
