@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -44,10 +45,12 @@ def visual_items(
     Args:
         images: see `Images`.
         modalities: "image" or "video" for each item, "text" for a dummy; one string stands for all items.
-        image_sizes: (width, height) in pixels for each item. Those of videos are not read.
+        image_sizes: (width, height) in pixels for each item. Those of videos are not read: scripts pass one for each
+            frame, or something else.
 
     Raises:
-        UserError: fewer or more modalities or sizes than items, an unknown modality, or a tensor of another shape.
+        UserError: fewer or more modalities or sizes than items, an unknown modality, an impossible size, or a tensor
+            of another shape.
     """
     if images is None:
         return []
@@ -62,13 +65,21 @@ def visual_items(
         return [VisualItem(image.unsqueeze(0), "patches") for image in images]
     if count == 0:
         return []
-    _check(per_item, count, image_sizes)
-    sizes = [None] * count if image_sizes is None else [(int(width), int(height)) for width, height in image_sizes]
-    items = zip(map(_pixels, range(count), images), per_item, sizes, strict=True)
-    return [VisualItem(pixels, modality, size) for pixels, modality, size in items]
+    _check_modalities(per_item, count)
+    sizes: list[Any] = [None] * count
+    if image_sizes is not None and "image" in per_item:
+        if len(image_sizes) != count:
+            raise UserError(
+                f"{len(image_sizes)} image_sizes were given for {count} images or videos; give (width, height) of each."
+            )
+        sizes = list(image_sizes)
+    return [
+        VisualItem(_pixels(index, item), modality, _size(index, size) if modality == "image" else None)
+        for index, (item, modality, size) in enumerate(zip(images, per_item, sizes, strict=True))
+    ]
 
 
-def _check(modalities: list[str], count: int, image_sizes: Sequence[Sequence[int]] | None) -> None:
+def _check_modalities(modalities: list[str], count: int) -> None:
     if len(modalities) != count:
         raise UserError(
             f"{len(modalities)} modalities were given for {count} images or videos; give one per item, "
@@ -77,10 +88,18 @@ def _check(modalities: list[str], count: int, image_sizes: Sequence[Sequence[int
     for modality in modalities:
         if modality not in MODALITIES:
             raise UserError(f'Unknown modality {modality!r}{did_you_mean(modality, MODALITIES)}; use "image", "video".')
-    if image_sizes is not None and len(image_sizes) != count:
-        raise UserError(
-            f"{len(image_sizes)} image_sizes were given for {count} images or videos; give (width, height) of each."
-        )
+
+
+def _size(index: int, size: Any) -> Size | None:
+    if size is None:
+        return None
+    try:
+        width, height = map(int, size)
+    except (TypeError, ValueError):
+        width = height = 0
+    if min(width, height) < 1:
+        raise UserError(f"image_sizes[{index}] is {size}; give (width, height) in pixels, as image.size gives it.")
+    return width, height
 
 
 def _pixels(index: int, item: torch.Tensor) -> torch.Tensor:

@@ -111,12 +111,21 @@ def test_crops_that_do_not_fill_the_grid_are_not_squeezed_into_it(llava, picture
 def test_mistakes_in_sizes_and_settings_are_named(llava, picture):
     with pytest.raises(UserError, match="1 image_sizes were given for 2"):
         embeds(llava, [picture(2)] * 2, sizes=[WIDE], ids=torch.tensor([[IMAGE, 5, IMAGE]]))
+    for size in ((0, 32), 64, (64, 32, 3), "wide"):
+        with pytest.raises(UserError, match=r"image_sizes\[0\] is"):
+            embeds(llava, [picture(2)], sizes=[size])
     llava.config.image_grid_pinpoints = None
     with pytest.raises(ConfigError, match="image_grid_pinpoints"):
         embeds(llava, [picture(2)], sizes=[WIDE])
     llava.config.mm_patch_merge_type = "mosaic"
     with pytest.raises(ConfigError, match="mosaic"):
         embeds(llava, [picture(2)], sizes=[WIDE])
+
+
+def test_sizes_of_videos_are_not_read(llava, make_video):
+    """Published example scripts pass one number for each frame."""
+    expected = embeds(llava, [make_video(3)], "video")
+    assert torch.equal(embeds(llava, [make_video(3)], ["video"], [64 * 32 * 3] * 3), expected)
 
 
 def test_newlines_of_images_need_their_embedding(make_llava, picture):

@@ -201,6 +201,13 @@ def test_the_loss_does_not_depend_on_the_side_of_the_padding(llava, make_video):
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
 
 
+def test_a_mask_of_another_shape_goes_with_labels(llava):
+    ids = torch.tensor([[8, 9, 3, 4]])
+    causal = torch.ones(4, 4, dtype=torch.bool).tril()[None, None]
+    expected = llava(ids, labels=ids).loss
+    torch.testing.assert_close(llava(ids, labels=ids, attention_mask=causal).loss, expected)
+
+
 def test_a_missing_pool_mode_is_named(llava, make_video):
     """The published code fails with an AttributeError."""
     del llava.config.mm_spatial_pool_mode

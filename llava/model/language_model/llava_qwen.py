@@ -86,7 +86,7 @@ class LlavaQwenForCausalLM(LlavaGenerationMixin, LlavaMetaForCausalLM, Qwen2ForC
                     input_ids, position_ids, attention_mask, past_key_values, labels, images, modalities, image_sizes
                 )
             )
-            if labels is not None and attention_mask is not None:
+            if labels is not None and attention_mask is not None and attention_mask.shape == labels.shape:
                 labels = _without_first_after_padding(labels, attention_mask)
         prompt: Any = input_ids if inputs_embeds is None else inputs_embeds
         with stage("prefill" if prompt.shape[1] > 1 else "decode", self.device):
