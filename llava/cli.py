@@ -1,4 +1,4 @@
-"""The command `llava-scissor`: one question about one video, and the list of compression methods."""
+"""The command `llava-scissor`: one question about one video or image, and the list of compression methods."""
 
 import argparse
 import json
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from llava import __version__
 from llava.cli_errors import run
 from llava.errors import ConfigError, UserError
+from llava.files import check_file
 
 if TYPE_CHECKING:  # imported when a command runs, so that --help needs neither torch nor a second
     from llava.config import Experiment
@@ -63,12 +64,13 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     ask = commands.add_parser(
         "ask",
-        help="ask a question about a video",
-        usage="%(prog)s VIDEO QUESTION [options] [section.key=value ...]",
-        description="Ask a question about a video. Any value of an experiment can be given as section.key=value, "
-        "for example video.fps=2 or compression.merge=false.",
+        help="ask a question about a video or an image",
+        usage="%(prog)s FILE QUESTION [options] [section.key=value ...]",
+        description="Ask a question about a video or an image. Any value of an experiment can be given as "
+        "section.key=value, for example video.fps=2 or compression.merge=false. An image is compressed only with "
+        "compression.images=true.",
     )
-    ask.add_argument("video", metavar="VIDEO", help="path of a video file")
+    ask.add_argument("file", metavar="FILE", help="path of a video, or of an image (.jpg, .png, .webp, .bmp)")
     ask.add_argument("question", metavar="QUESTION", help="text in quotes")
     ask.add_argument("--config", metavar="FILE", help="an experiment file whose model, video and compression to use")
     for name, (key, metavar, text) in FLAGS.items():
@@ -83,9 +85,7 @@ def _ask(arguments: argparse.Namespace, overrides: list[str]) -> None:
     _set_up_logging(arguments.verbose)
     max_new_tokens = _whole_number("--max-new-tokens", arguments.max_new_tokens)
 
-    from llava.video_index import check_file
-
-    check_file(Path(arguments.video))  # before a large model is loaded for nothing
+    check_file(Path(arguments.file), UserError)  # before a large model is loaded for nothing
 
     experiment, compresses = _experiment(arguments, overrides)
 
@@ -95,7 +95,7 @@ def _ask(arguments: argparse.Namespace, overrides: list[str]) -> None:
         _silence_libraries()
     qa = VideoQA.from_config(experiment.model, experiment.video)
     answer = qa.ask(
-        arguments.video,
+        arguments.file,
         arguments.question,
         compression=experiment.compressions[0] if compresses else None,
         max_new_tokens=max_new_tokens,

@@ -17,6 +17,10 @@ class VideoError(UserError):
     """A video that is missing, corrupt, empty, or that no installed decoder opens."""
 
 
+class ImageError(UserError):
+    """An image that is missing, corrupt or empty."""
+
+
 class CheckpointError(UserError):
     """A checkpoint that is missing, incomplete, or whose weights have the wrong shape."""
 

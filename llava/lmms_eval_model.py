@@ -1,4 +1,4 @@
-"""The lmms-eval model `llava_scissor`: videos in, answers out, with tokens and times of every sample.
+"""The lmms-eval model `llava_scissor`: videos and images in, answers out, with tokens and times of every sample.
 
     python -m lmms_eval --model llava_scissor --tasks videomme \
         --model_args pretrained=lmms-lab/llava-onevision-qwen2-7b-ov,num_frames=32,retention_ratio=0.1,log_dir=answers
@@ -9,6 +9,7 @@ an `AnswerLog` as they finish, and one that is there already is not computed aga
 
 import dataclasses
 import functools
+import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
@@ -22,13 +23,14 @@ from accelerate.utils import InitProcessGroupKwargs
 from lmms_eval.api.instance import Instance
 from lmms_eval.api.model import lmms
 from lmms_eval.utils import simple_parse_args_string
+from PIL import Image
 from tqdm import tqdm
 
 from llava.answer_log import AnswerLog, question_key, settings_fingerprint
 from llava.config import BUDGETS, ModelConfig
 from llava.errors import ConfigError, UserError
 from llava.instrument import record
-from llava.pipeline import VideoQA
+from llava.pipeline import VideoQA, Visual
 from llava.token_compression import CompressionConfig, compression
 from llava.video import VideoConfig
 from llava.yaml_schema import build, did_you_mean
@@ -136,32 +138,32 @@ class LlavaScissor(lmms):
 
     def _generate(self, request: Instance) -> str:
         question, options, doc_to_visual, doc_id, task, split = request.args
-        videos = self._videos(doc_to_visual, task, split, doc_id)
+        visuals = self._visuals(doc_to_visual, task, split, doc_id)
         options = {key: value for key, value in options.items() if key not in ("until", "image_aspect_ratio")}
         options.setdefault("max_new_tokens", DEFAULT_MAX_NEW_TOKENS)
 
         def answer() -> str:
-            return self.qa.generate(question, videos, **options)
+            return self.qa.generate(question, visuals, **options)
 
-        return self._once("generate_until", question, options, videos, (task, doc_id), answer)
+        return self._once("generate_until", question, options, visuals, (task, doc_id), answer)
 
     def _score(self, request: Instance) -> tuple[float, bool]:
         question, target, doc_to_visual, doc_id, task, split = request.args
         document = self.task_dict[task][split][doc_id]
         continuation = target(document) if callable(target) else target
-        videos = self._videos(doc_to_visual, task, split, doc_id)
+        visuals = self._visuals(doc_to_visual, task, split, doc_id)
 
         def score() -> tuple[float, bool]:
-            return self.qa.score(question, continuation, videos)
+            return self.qa.score(question, continuation, visuals)
 
-        loss, greedy = self._once("loglikelihood", question, continuation, videos, (task, doc_id), score)
+        loss, greedy = self._once("loglikelihood", question, continuation, visuals, (task, doc_id), score)
         return loss, greedy
 
-    def _videos(self, doc_to_visual: Callable[[Any], Any], task: str, split: str, doc_id: int) -> list[str]:
-        """Paths of the videos of a document; none for a question on text alone.
+    def _visuals(self, doc_to_visual: Callable[[Any], Any], task: str, split: str, doc_id: int) -> list[Visual]:
+        """Videos and images of a document; none for a question on text alone.
 
         Raises:
-            UserError: something else than paths of videos, or a video that the benchmark's data lack.
+            UserError: something else than files and images, or a video that the benchmark's data lack.
         """
         try:
             visuals = doc_to_visual(self.task_dict[task][split][doc_id]) or []
@@ -171,15 +173,24 @@ class LlavaScissor(lmms):
                 "names (default ~/.cache/huggingface): remove the benchmark's folder there to have them fetched anew."
             ) from None
         for visual in visuals:
-            if not isinstance(visual, str):
-                raise UserError(f"{task} gives {type(visual).__name__} objects, but llava_scissor takes video files.")
+            if not isinstance(visual, str | Image.Image):
+                raise UserError(
+                    f"{task} gives {type(visual).__name__} objects, but llava_scissor takes files and PIL images."
+                )
         return list(visuals)
 
     def _once(
-        self, kind: str, question: str, options: Any, videos: list[str], document: tuple[str, int], compute: Callable
+        self,
+        kind: str,
+        question: str,
+        options: Any,
+        visuals: list[Visual],
+        document: tuple[str, int],
+        compute: Callable,
     ) -> Any:
         """The logged response to a request, or a new one, which is measured and logged."""
-        key = question_key(kind, question, options, videos)
+        names = [_fingerprint(visual) if isinstance(visual, Image.Image) else str(visual) for visual in visuals]
+        key = question_key(kind, question, options, names)
         self.keys[document].append(key)
         if self.log is not None and (logged := self.log.get(key)):
             return logged["response"]
@@ -193,7 +204,7 @@ class LlavaScissor(lmms):
                 "doc_id": document[1],
                 "question": question,
                 "options": options,
-                "visuals": videos,
+                "visuals": names,
                 "response": response,
                 "videos": [dataclasses.asdict(stats) for stats in recorder.compressions],
                 "milliseconds": dict(recorder.milliseconds),
@@ -210,6 +221,12 @@ class LlavaScissor(lmms):
                 bar.update()
                 if self.on_progress:
                     self.on_progress(min(done, total), total)
+
+
+def _fingerprint(image: Image.Image) -> str:
+    """A name for an image without a file, the same for the same pixels only."""
+    digest = hashlib.sha256(image.convert("RGBA").tobytes()).hexdigest()
+    return f"image {image.width}x{image.height} {digest[:32]}"
 
 
 def _split(arguments: dict[str, Any]) -> tuple[ModelConfig, VideoConfig, CompressionConfig | None]:

@@ -1,4 +1,4 @@
-"""Prompt tokens, pixel tensors and stopping: the helpers that LLaVA scripts import."""
+"""Prompt tokens and stopping, and images in the same place: the helpers that LLaVA scripts import."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,8 +6,31 @@ from typing import Any
 import torch
 from transformers import StoppingCriteria
 
+from llava.anyres import get_anyres_image_grid_shape, select_best_resolution
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
 from llava.errors import UserError
+from llava.images import (
+    divide_to_patches,
+    expand2square,
+    load_image_from_base64,
+    process_anyres_image,
+    process_images,
+    resize_and_pad_image,
+)
+
+__all__ = [
+    "KeywordsStoppingCriteria",
+    "divide_to_patches",
+    "expand2square",
+    "get_anyres_image_grid_shape",
+    "get_model_name_from_path",
+    "load_image_from_base64",
+    "process_anyres_image",
+    "process_images",
+    "resize_and_pad_image",
+    "select_best_resolution",
+    "tokenizer_image_token",
+]
 
 
 def tokenizer_image_token(
@@ -39,29 +62,6 @@ def get_model_name_from_path(model_path: str) -> str:
     """Last component of a path or hub name; `run/checkpoint-100` becomes `run_checkpoint-100`."""
     *parents, last = model_path.strip("/").split("/")
     return f"{parents[-1]}_{last}" if parents and last.startswith("checkpoint-") else last
-
-
-def process_images(images: Sequence[Any], image_processor: Any, model_cfg: Any) -> torch.Tensor:
-    """Pixel values of images that are resized to the tower's square without keeping their aspect ratio.
-
-    Args:
-        images: PIL images or (height, width, 3) uint8 arrays, such as the frames of a video.
-        image_processor: as returned by `load_pretrained_model`.
-        model_cfg: the model's config; its `image_aspect_ratio` says how images are prepared.
-
-    Returns:
-        (images, 3, side, side) float32.
-
-    Raises:
-        UserError: `image_aspect_ratio` asks for padding or for crops.
-    """
-    mode = getattr(model_cfg, "image_aspect_ratio", None)
-    if mode not in (None, "square"):
-        raise UserError(
-            f"image_aspect_ratio is {mode!r}; this version prepares video frames only. "
-            'Use image_processor.preprocess(frames, return_tensors="pt")["pixel_values"] for them.'
-        )
-    return image_processor.preprocess(images, return_tensors="pt")["pixel_values"]
 
 
 class KeywordsStoppingCriteria(StoppingCriteria):

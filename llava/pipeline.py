@@ -1,10 +1,10 @@
-"""A question about a video, from file to answer.
+"""A question about a video or an image, from file to answer.
 
     qa = VideoQA.from_pretrained()
     answer = qa.ask("clip.mp4", "What color is the circle?", compression=CompressionConfig(retention_ratio=0.25))
     answer.text, answer.source_tokens, answer.kept_tokens, answer.milliseconds
 
-Each step is one call that can be made by itself: `load_video`, `prepare`, `model.generate`.
+Each step is one call that can be made by itself: `load_video` or `load_image`, `prepare`, `model.generate`.
 """
 
 import dataclasses
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch.nn.functional import cross_entropy
 
 from llava.assets import tiny_model_path
@@ -21,17 +22,22 @@ from llava.config import ModelConfig
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import conv_templates
 from llava.errors import CheckpointError, ConfigError, DeviceError
+from llava.images import is_image_file, load_image, process_image
 from llava.instrument import record, stage
 from llava.mm_utils import get_model_name_from_path, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
+from llava.model.items import VisualItem
 from llava.model.llava_arch import checkpoint_compression
 from llava.token_compression import CompressionConfig
 from llava.token_compression import compression as compressing
 from llava.video import DEFAULT_NUM_FRAMES, Video, VideoConfig, load_video
 from llava.yaml_schema import did_you_mean
 
-Videos = str | Path | Sequence[str | Path] | None
-"""One video file, several, or none for a question on text alone."""
+Visual = str | Path | Image.Image
+"""A video file, an image file (told apart by `llava.images.is_image_file`), or an image."""
+
+Videos = Visual | Sequence[Visual] | None
+"""One video or image, several, or none for a question on text alone."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +46,9 @@ class Answer:
 
     Attributes:
         text: the answer.
-        source_tokens: visual tokens before compression, all videos together, newline tokens not counted.
+        source_tokens: visual tokens before compression, all videos and images together, newline tokens not counted.
         kept_tokens: visual tokens that the language model saw, newline tokens not counted.
-        frames: frames that the vision tower saw.
+        frames: frames and crops of images that the vision tower saw.
         milliseconds: wall-clock milliseconds per stage (`llava.instrument.STAGES`).
     """
 
@@ -54,33 +60,35 @@ class Answer:
 
     @property
     def retention_ratio(self) -> float:
-        """kept_tokens / source_tokens; 1.0 without a video."""
+        """kept_tokens / source_tokens; 1.0 without a video or image."""
         return self.kept_tokens / self.source_tokens if self.source_tokens else 1.0
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """A prompt with its videos, as `model.generate(input_ids, images=..., modalities=..., ...)` takes them.
+    """A prompt with its videos and images, as `model.generate(input_ids, images=..., modalities=..., ...)` takes them.
 
     Attributes:
-        input_ids: (1, length) int64 on the model's device; IMAGE_TOKEN_INDEX where each video goes.
-        images: one (frames, 3, side, side) float32 tensor per video, None without a video.
-        image_sizes: (width, height) in pixels of each video.
+        input_ids: (1, length) int64 on the model's device; IMAGE_TOKEN_INDEX where each video or image goes.
+        items: the videos and images in order; their pixels are float32.
     """
 
     input_ids: torch.Tensor
-    images: list[torch.Tensor] | None
-    image_sizes: list[tuple[int, int]] | None
+    items: list[VisualItem]
 
     def arguments(self) -> dict[str, Any]:
         """Everything but `input_ids`, as keyword arguments of `model.generate` and `model.forward`."""
-        if self.images is None:
+        if not self.items:
             return {}
-        return {"images": self.images, "image_sizes": self.image_sizes, "modalities": ["video"] * len(self.images)}
+        return {
+            "images": [item.pixels for item in self.items],
+            "image_sizes": [item.size for item in self.items],
+            "modalities": [item.modality for item in self.items],
+        }
 
 
 class VideoQA:
-    """A loaded model that answers questions about videos.
+    """A loaded model that answers questions about videos and images.
 
     Attributes:
         model, tokenizer, image_processor, context_length: as `load_pretrained_model` returns them.
@@ -155,14 +163,14 @@ class VideoQA:
         """Answer a question, with tokens before and after compression and milliseconds per stage.
 
         Args:
-            videos: one video file, several, or None.
-            question: text; each video stands before it, or where it says "<image>".
+            videos: one video or image, several, or None.
+            question: text; each of them stands before it, or where it says "<image>".
             compression: None does what the checkpoint's config.json says (most say nothing: every token is kept).
             video: how to read the videos; None uses `self.video`.
             max_new_tokens, options: transformers' generation arguments; greedy by default.
 
         Raises:
-            UserError: a video cannot be read, or videos and question do not fit together.
+            UserError: a video or image cannot be read, or they and the question do not fit together.
         """
         # "none" keeps every token, and counts them.
         active = compression or checkpoint_compression(self.model.config) or CompressionConfig(method="none")
@@ -173,7 +181,7 @@ class VideoQA:
             text=text,
             source_tokens=sum(stats.source_tokens for stats in recorder.compressions),
             kept_tokens=sum(stats.kept_tokens for stats in recorder.compressions),
-            frames=sum(len(item) for item in inputs.images or []),
+            frames=sum(len(item.pixels) for item in inputs.items),
             milliseconds=dict(recorder.milliseconds),
         )
 
@@ -191,7 +199,7 @@ class VideoQA:
             greedy decoding gives exactly these tokens.
         """
         inputs = self.prepare(question, videos)
-        whole = self._tokens(self._prompt(question, len(inputs.images or []), continuation))
+        whole = self._tokens(self._prompt(question, len(inputs.items), continuation))
         target = whole[:, inputs.input_ids.shape[1] :]
         count = target.shape[1]
         output = self.model(whole, **inputs.arguments(), logits_to_keep=count + 1, use_cache=False)
@@ -200,32 +208,37 @@ class VideoQA:
         return float(loss), bool((logits.argmax(-1) == target[0]).all())
 
     def prepare(self, question: str, videos: Videos = None, video: VideoConfig | None = None) -> Inputs:
-        """Read the videos and tokenize the prompt.
+        """Read the videos and images and tokenize the prompt.
+
+        An image is prepared as the checkpoint's `image_aspect_ratio` says. It is padded to a square if the checkpoint
+        says nothing, or if there are several images or videos, as lmms-eval does for LLaVA-OneVision.
 
         Raises:
-            VideoError: a video cannot be read.
-            CheckpointError: there is a video, but the model has no vision tower.
+            VideoError, ImageError: a video or an image cannot be read.
+            CheckpointError: there is one, but the model has no vision tower.
         """
-        paths = [videos] if isinstance(videos, str | Path) else list(videos or [])
-        if paths and self.image_processor is None:
+        visuals = [videos] if isinstance(videos, Visual) else list(videos or [])
+        if visuals and self.image_processor is None:
             raise CheckpointError("This checkpoint has no vision tower: ask without a video, or load another one.")
-        clips = [self.load_video(path, self._with_frame_count(video or self.video)) for path in paths]
+        alone = len(visuals) == 1
+        items = [
+            self._image(visual, alone)
+            if isinstance(visual, Image.Image) or is_image_file(visual)
+            else self._video(visual, video or self.video)
+            for visual in visuals
+        ]
         with stage("preprocess"):
-            return Inputs(
-                input_ids=self._tokens(self._prompt(question, len(clips))),
-                images=[self._pixels(clip) for clip in clips] or None,
-                image_sizes=[(clip.frames.shape[2], clip.frames.shape[1]) for clip in clips] or None,
-            )
+            return Inputs(self._tokens(self._prompt(question, len(items))), items)
 
     @torch.inference_mode()
     def _generate(self, inputs: Inputs, **options: Any) -> str:
         new_tokens = self.model.generate(inputs.input_ids, **inputs.arguments(), **options)
         return self.tokenizer.batch_decode(new_tokens, skip_special_tokens=True)[0].strip()
 
-    def _prompt(self, question: str, videos: int, answer: str | None = None) -> str:
+    def _prompt(self, question: str, visuals: int, answer: str | None = None) -> str:
         """The conversation as text, ending where the answer begins, or where `answer` and its turn end."""
-        if videos and DEFAULT_IMAGE_TOKEN not in question:
-            question = " ".join([DEFAULT_IMAGE_TOKEN] * videos) + "\n" + question
+        if visuals and DEFAULT_IMAGE_TOKEN not in question:
+            question = " ".join([DEFAULT_IMAGE_TOKEN] * visuals) + "\n" + question
         conversation = conv_templates[self.conv_template].copy()
         conversation.append_message(conversation.roles[0], question)
         conversation.append_message(conversation.roles[1], answer)
@@ -236,9 +249,21 @@ class VideoQA:
         """(1, length) int64 on the model's device."""
         return torch.tensor([tokenizer_image_token(prompt, self.tokenizer)], device=self.model.device)
 
-    def _pixels(self, video: Video) -> torch.Tensor:
-        """(frames, 3, side, side) float32."""
-        return self.image_processor.preprocess(video.frames, return_tensors="pt")["pixel_values"]
+    def _video(self, path: str | Path, config: VideoConfig) -> VisualItem:
+        frames = self.load_video(path, self._with_frame_count(config)).frames  # (frames, height, width, 3)
+        with stage("preprocess"):
+            pixels = self.image_processor.preprocess(frames, return_tensors="pt")["pixel_values"]
+        return VisualItem(pixels, "video", (frames.shape[2], frames.shape[1]))
+
+    def _image(self, visual: Visual, alone: bool) -> VisualItem:
+        config = self.model.config
+        mode = getattr(config, "image_aspect_ratio", None) if alone else None
+        with stage("preprocess"):
+            image = visual if isinstance(visual, Image.Image) else load_image(visual)
+            pixels = process_image(
+                image, self.image_processor, mode or "pad", getattr(config, "image_grid_pinpoints", None)
+            )
+        return VisualItem(pixels, "image", image.size)
 
     def _with_frame_count(self, config: VideoConfig) -> VideoConfig:
         if config.num_frames is not None:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from llava.errors import VideoError
+from llava.files import check_file
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ def index_frames(path: Path) -> FrameIndex:
     Raises:
         VideoError: the file is missing, empty, unreadable, not a video, or holds no video frames.
     """
-    check_file(path)
+    check_file(path, VideoError)
     try:
         import av
     except ImportError as error:
@@ -87,21 +88,6 @@ def open_container(path: Path) -> Any:
     import av
 
     return av.open(str(path))
-
-
-def check_file(path: Path) -> None:
-    """Raise a `VideoError` unless `path` is a readable file with something in it."""
-    if path.is_dir():
-        raise VideoError(f"{path} is a folder: give the path of one video file.")
-    try:
-        with path.open("rb") as file:
-            first = file.read(1)
-    except FileNotFoundError as error:
-        raise VideoError(f"There is no file {path}: check the path (the current folder is {Path.cwd()}).") from error
-    except OSError as error:
-        raise VideoError(f"{path} cannot be opened ({error.strerror}): check the path and its permissions.") from error
-    if not first:
-        raise VideoError(f"{path} is empty (0 bytes): download or record it again.")
 
 
 def _index(path: Path) -> FrameIndex:

@@ -88,6 +88,8 @@ def check_supported(config: LlavaQwenConfig, where: str) -> None:
     """
     if getattr(config, "mm_use_im_start_end", False):
         raise CheckpointError(f"{where} wraps images in <im_start> and <im_end> tokens, which is not supported.")
+    if getattr(config, "add_faster_video", False):
+        raise CheckpointError(f"{where} adds a second stream of video tokens (add_faster_video): not supported.")
     tower = getattr(config, "mm_vision_tower", None)
     published = {name.rpartition("/")[2]: name for name in PUBLISHED_TOWERS}
     if isinstance(tower, str):

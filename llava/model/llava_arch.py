@@ -1,4 +1,7 @@
-"""What LLaVA adds to a language model: frames -> vision tower -> projector -> 2x2 pooling -> compression -> prompt."""
+"""What LLaVA adds to a language model: pixels -> vision tower -> projector -> 2x2 pooling -> compression -> prompt.
+
+Videos are pooled; the crops of an image are merged instead (`image_merge.py`).
+"""
 
 import logging
 from collections.abc import Sequence
@@ -10,9 +13,11 @@ from torch import nn
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.errors import ConfigError, UserError
 from llava.instrument import stage
+from llava.model.image_merge import merge_crops
+from llava.model.items import Images, VisualItem, visual_items
 from llava.model.multimodal_encoder.siglip_encoder import SigLipVisionTower
 from llava.model.multimodal_projector.builder import build_vision_projector
-from llava.model.newlines import VisualTokens, insert_newlines, newline_period
+from llava.model.newlines import SourceTokens, VisualTokens, insert_newlines, newline_period
 from llava.model.pooling import pool_2x2
 from llava.model.splice import PaddedBatch, items_per_row, pad_rows, splice_row
 from llava.token_compression import CompressionConfig, compress
@@ -23,8 +28,8 @@ PATCHES_PER_CHUNK = 16384
 """Frames go through tower, projector and pooling in chunks of about this many patches (22 frames of 729), so that
 the memory of the unpooled features does not grow with the length of the video."""
 
-Images = torch.Tensor | Sequence[torch.Tensor]
-"""One (frames, 3, side, side) tensor per video, or a 5-D tensor of videos of equal length."""
+KEEP_ALL = CompressionConfig(method="none")
+"""For what a compression leaves alone: its tokens are counted."""
 
 
 def checkpoint_compression(config: Any) -> CompressionConfig | None:
@@ -83,58 +88,84 @@ class LlavaMetaForCausalLM:
         """The vision tower, or None for a text-only model."""
         return self.model.get_vision_tower()
 
-    def encode_frames(self, frames: torch.Tensor) -> torch.Tensor:
+    def encode_frames(self, frames: torch.Tensor, pool: bool = True) -> torch.Tensor:
         """Vision tower, projector and 2x2 pooling, in chunks.
 
         Args:
             frames: (frames, 3, side, side) pixels, any device and float dtype.
+            pool: videos are pooled, images are not.
 
         Returns:
-            (frames, pooled tokens, hidden_size) on the model's device and in its dtype.
+            (frames, tokens, hidden_size) on the model's device and in its dtype.
+
+        Raises:
+            ConfigError: `mm_spatial_pool_mode` is missing or unknown.
         """
         tower, projector = self.model.vision_tower, self.model.mm_projector
         weight = next(projector.parameters())
-        pooled = []
+        encoded = []
         for chunk in frames.split(max(1, PATCHES_PER_CHUNK // tower.num_patches)):
             with stage("vision_tower", tower.device):
                 features = tower(chunk.to(tower.device))
             with stage("projector", weight.device):
                 projected = projector(features.to(weight))  # (chunk, patches, hidden)
-                pooled.append(pool_2x2(projected, self.config.mm_spatial_pool_mode))
-        return torch.cat(pooled)
+                if pool:
+                    projected = pool_2x2(projected, getattr(self.config, "mm_spatial_pool_mode", None))
+                encoded.append(projected)
+        return torch.cat(encoded)
 
-    def encode_images(self, images: Sequence[torch.Tensor]) -> list[VisualTokens]:
+    def encode_images(self, items: Sequence[VisualItem]) -> list[VisualTokens]:
         """Everything between pixels and prompt; the one place where tokens are compressed.
 
-        Args:
-            images: one (frames, 3, side, side) tensor per video.
+        Videos are compressed, images if `CompressionConfig.images` says so, an image of a 4-D tensor never.
 
         Returns:
-            For each video its kept tokens with newlines.
-        """
-        if not images:
-            return []
-        for item in images:
-            self.model.vision_tower.check_pixels(item)
-        config = self.token_compression or checkpoint_compression(self.config)
-        features = self.encode_frames(torch.cat(list(images)) if len(images) > 1 else images[0])
-        return [self._visual_tokens(video, config) for video in features.split([len(item) for item in images])]
+            For each item its kept tokens with newlines.
 
-    def _visual_tokens(self, features: torch.Tensor, compression: CompressionConfig | None) -> VisualTokens:
-        frames, per_frame, dim = features.shape
-        period = newline_period(self.config, frames, per_frame)
+        Raises:
+            UserError: pixels of another shape, or crops that do not belong to the image's size.
+        """
+        for item in items:
+            self.model.vision_tower.check_pixels(item.pixels)
+        config = self.token_compression or checkpoint_compression(self.config)
+        sources = map(self._source_tokens, items, self._features(items))
+        return [self._kept_tokens(source, item, config) for source, item in zip(sources, items, strict=True)]
+
+    def _features(self, items: Sequence[VisualItem]) -> list[torch.Tensor]:
+        """(frames or crops, tokens, hidden_size) of each item; the tower takes all videos, then all images together."""
+        features: dict[int, torch.Tensor] = {}
+        for pool in (True, False):
+            chosen = [index for index, item in enumerate(items) if (item.modality == "video") == pool]
+            pixels = [items[index].pixels for index in chosen]
+            if pixels:
+                encoded = self.encode_frames(torch.cat(pixels) if len(pixels) > 1 else pixels[0], pool)
+                features |= zip(chosen, encoded.split([len(item) for item in pixels]), strict=True)
+        return [features[index] for index in range(len(items))]
+
+    def _source_tokens(self, item: VisualItem, features: torch.Tensor) -> SourceTokens:
+        """What the item would put into the prompt without compression."""
+        if item.modality == "patches":
+            return SourceTokens(features)
+        if item.modality == "video":
+            return SourceTokens(features, period=newline_period(self.config, features.shape[0], features.shape[1]))
+        return merge_crops(features, self.config, item.size, self.model.vision_tower.config.image_size)
+
+    def _kept_tokens(
+        self, source: SourceTokens, item: VisualItem, compression: CompressionConfig | None
+    ) -> VisualTokens:
         newline = getattr(self.model, "image_newline", None)
-        if period is not None and newline is None:
+        if source.period is not None and newline is None:
             raise ConfigError(
-                "The config asks for newline tokens, but the checkpoint has no image_newline; "
-                'set mm_newline_position to "no_token".'
+                "The config asks for newline tokens, but the checkpoint has no image_newline; set mm_newline_position "
+                'to "no_token" for videos, and mm_patch_merge_type to "spatial" for images.'
             )
-        if compression is None:
-            tokens, positions = features.reshape(-1, dim), torch.arange(frames * per_frame, device=features.device)
-        else:
-            result = compress(features, compression)
+        tokens = source.tokens.flatten(0, 1)
+        positions = torch.arange(len(tokens), device=tokens.device)
+        if compression is not None:
+            compressed = item.modality == "video" or (item.modality == "image" and compression.images)
+            result = compress(source.tokens, compression if compressed else KEEP_ALL)
             tokens, positions = result.tokens, result.positions
-        return insert_newlines(tokens, positions, frames * per_frame, newline, period)
+        return insert_newlines(tokens, positions, source, newline)
 
     def prepare_inputs_labels_for_multimodal(
         self,
@@ -147,23 +178,23 @@ class LlavaMetaForCausalLM:
         modalities: str | Sequence[str] = "image",
         image_sizes: Sequence[Sequence[int]] | None = None,
     ) -> tuple[Any, torch.Tensor | None, torch.Tensor | None, Any, torch.Tensor | None, torch.Tensor | None]:
-        """Replace every placeholder of a batch of prompts by the tokens of its video.
+        """Replace every placeholder of a batch of prompts by the tokens of its image or video.
 
         Args:
-            input_ids: (rows, length) int64 with IMAGE_TOKEN_INDEX where a video goes.
+            input_ids: (rows, length) int64 with IMAGE_TOKEN_INDEX where an image or video goes.
             position_ids, attention_mask, labels: (rows, length) or None. What is None comes back as None, except
                 position_ids under `CompressionConfig(position_ids="source")`. Masked positions are removed first.
             past_key_values: returned as it is.
-            images: see `Images`. None, or a single text token per row, returns everything unchanged.
-            modalities: "video" for each item, or one string for all of them.
-            image_sizes: (width, height) of each item; videos do not need it.
+            images: see `llava.model.items.Images`. None, or a single text token per row, returns everything unchanged.
+            modalities: "image" or "video" for each item, or one string for all of them.
+            image_sizes: (width, height) in pixels of each item; only images with crops need it.
 
         Returns:
             input_ids (None once embedded), position_ids, attention_mask, past_key_values, inputs_embeds (rows,
             spliced length, hidden_size) and labels, padded with zero vectors on the side `tokenizer_padding_side`.
 
         Raises:
-            UserError: the number of items, of modalities or the shape of an item does not fit the prompts.
+            UserError: the number of items, of modalities or of sizes, or the shape of an item does not fit.
         """
         if images is None and past_key_values is not None:  # a decoding step: new text only
             return input_ids, position_ids, attention_mask, past_key_values, None, labels
@@ -171,7 +202,7 @@ class LlavaMetaForCausalLM:
         if not has_placeholder and (images is None or input_ids.shape[1] == 1):
             return input_ids, position_ids, attention_mask, past_key_values, None, labels
         side = getattr(self.config, "tokenizer_padding_side", "right")
-        batch = self.splice(input_ids, attention_mask, labels, images, modalities, side)
+        batch = self.splice(input_ids, attention_mask, labels, images, modalities, image_sizes, side)
         mask = None if attention_mask is None else batch.attention_mask.to(attention_mask.dtype)
         positions = None if position_ids is None and not self._source_positions() else batch.position_ids
         return None, positions, mask, past_key_values, batch.embeds, None if labels is None else batch.labels
@@ -183,6 +214,7 @@ class LlavaMetaForCausalLM:
         labels: torch.Tensor | None,
         images: Images | None,
         modalities: str | Sequence[str],
+        image_sizes: Sequence[Sequence[int]] | None,
         padding_side: str,
     ) -> PaddedBatch:
         """Encode the items, insert them into their rows and pad; see `prepare_inputs_labels_for_multimodal`."""
@@ -191,10 +223,12 @@ class LlavaMetaForCausalLM:
         ids = [row[mask] for row, mask in zip(input_ids, kept, strict=True)]
         targets_per_row = [row[mask] for row, mask in zip(targets, kept, strict=True)]
 
-        items = _as_items(images)
+        items = visual_items(images, modalities, image_sizes)
         assignment = items_per_row(ids, len(items))
         used = [index for row in assignment for index in row]
-        _check_modalities(modalities, len(items), used)
+        for index in used:
+            if items[index].modality == "text":
+                raise UserError(f'images[{index}] stands for a placeholder, so its modality cannot be "text".')
         if used and self.get_vision_tower() is None:
             raise UserError("This checkpoint has no vision tower (mm_vision_tower), so it takes text only.")
         encoded = dict(zip(used, self.encode_images([items[index] for index in used]), strict=True))
@@ -215,41 +249,3 @@ class LlavaMetaForCausalLM:
     def _source_positions(self) -> bool:
         config = self.token_compression or checkpoint_compression(self.config)
         return config is not None and config.position_ids == "source"
-
-
-def _as_items(images: Images | None) -> list[torch.Tensor]:
-    """One (frames, 3, height, width) tensor per item; none for None. A (3, height, width) item is a single frame.
-
-    Raises:
-        UserError: a 4-D tensor, which could be one video or a batch of images.
-    """
-    if images is None:
-        return []
-    if isinstance(images, torch.Tensor) and images.ndim != 5:
-        raise UserError(
-            f"images is a tensor of shape {tuple(images.shape)}; "
-            "pass a list with one (frames, 3, height, width) tensor per video."
-        )
-    return [item.unsqueeze(0) if item.ndim == 3 else item for item in images]
-
-
-def _check_modalities(modalities: str | Sequence[str], items: int, used: Sequence[int]) -> None:
-    """Every used item must be a video. A single string stands for all items.
-
-    Raises:
-        UserError: fewer or more modalities than items, or an item that is not a video.
-    """
-    per_item = [modalities] * items if isinstance(modalities, str) else list(modalities)
-    if items == 0:
-        return
-    if len(per_item) != items:
-        raise UserError(
-            f"{len(per_item)} modalities were given for {items} images or videos; give one per item, "
-            'as in modalities=["video", "video"].'
-        )
-    for index in used:
-        if per_item[index] != "video":
-            raise UserError(
-                f"images[{index}] has modality {per_item[index]!r}. This version takes videos only: "
-                'pass modalities="video".'
-            )

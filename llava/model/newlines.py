@@ -1,4 +1,4 @@
-"""Newline tokens of a video: where they go, also when only some of the video's tokens were kept."""
+"""Newline tokens: where they go in an image or video, also when only some of its tokens were kept."""
 
 import math
 from dataclasses import dataclass
@@ -7,6 +7,21 @@ from typing import Any
 import torch
 
 from llava.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class SourceTokens:
+    """All tokens of one image or video, and where newlines go among them.
+
+    Attributes:
+        tokens: (frames, tokens per frame, dim).
+        base: so many tokens at the beginning are followed by no newline.
+        period: after them a newline follows every `period` tokens; None for no newline at all.
+    """
+
+    tokens: torch.Tensor
+    base: int = 0
+    period: int | None = None
 
 
 @dataclass(frozen=True)
@@ -24,24 +39,36 @@ class VisualTokens:
     length: int
 
 
+def merge_type(config: Any) -> str:
+    """`mm_patch_merge_type`, which is "flat" by default and in the published LLaVA-Scissor baselines (`mm_use_zip`).
+
+    Raises:
+        ConfigError: neither "flat" nor a kind of "spatial".
+    """
+    if getattr(config, "mm_use_zip", False):
+        return "flat"
+    merge = getattr(config, "mm_patch_merge_type", "flat")
+    if merge != "flat" and not merge.startswith("spatial"):
+        raise ConfigError(f'mm_patch_merge_type is {merge!r}; it must be "flat" or start with "spatial".')
+    return merge
+
+
 def newline_period(config: Any, frames: int, tokens_per_frame: int) -> int | None:
     """Number of video tokens between two newlines under this checkpoint's config, or None for no newline at all.
 
     `mm_newline_position` asks for one newline after the whole video ("one_token", only if the merge type unpads),
     after each frame ("frame"), after each row of each frame ("grid"), or for none ("no_token"). A flat merge type
-    and the published LLaVA-Scissor baselines (`mm_use_zip`) have none.
+    has none.
 
     Raises:
         ConfigError: unknown merge type or newline position.
     """
-    merge_type = getattr(config, "mm_patch_merge_type", "flat")
-    if merge_type == "flat" or getattr(config, "mm_use_zip", False):
+    merge = merge_type(config)
+    if merge == "flat":
         return None
-    if not merge_type.startswith("spatial"):
-        raise ConfigError(f'mm_patch_merge_type is {merge_type!r}; it must be "flat" or start with "spatial".')
     position = getattr(config, "mm_newline_position", "one_token")
     if position == "one_token":
-        return frames * tokens_per_frame if "unpad" in merge_type else None
+        return frames * tokens_per_frame if "unpad" in merge else None
     periods = {"frame": tokens_per_frame, "grid": math.isqrt(tokens_per_frame), "no_token": None}
     if position not in periods:
         raise ConfigError(f'mm_newline_position is {position!r}; use "one_token", "frame", "grid" or "no_token".')
@@ -49,32 +76,33 @@ def newline_period(config: Any, frames: int, tokens_per_frame: int) -> int | Non
 
 
 def insert_newlines(
-    tokens: torch.Tensor, positions: torch.Tensor, source_tokens: int, newline: torch.Tensor | None, period: int | None
+    tokens: torch.Tensor, positions: torch.Tensor, source: SourceTokens, newline: torch.Tensor | None
 ) -> VisualTokens:
-    """Put a newline after the last kept token of every group of `period` source tokens that kept any.
+    """Put a newline after the last kept token of every period that kept any.
 
     With all tokens kept this is exactly the uncompressed layout.
 
     Args:
         tokens: (kept, dim).
-        positions: (kept,) int64, strictly increasing source index of each token.
-        source_tokens: tokens before compression, newlines not counted.
-        newline: (dim,) the newline's embedding; may be None where period is.
-        period: see `newline_period`.
+        positions: (kept,) int64, strictly increasing index of each token among the source's.
+        source: what the tokens were kept of.
+        newline: (dim,) the newline's embedding; may be None where `source.period` is.
     """
-    if period is None or newline is None:
-        return VisualTokens(tokens, positions, source_tokens)
-    group = positions // period  # (kept,)
-    ends = torch.ones_like(group, dtype=torch.bool)  # is this the last kept token of its group?
-    ends[:-1] = group[1:] != group[:-1]
-    token_at = torch.arange(len(group), device=group.device) + ends.cumsum(0) - ends.long()
+    total = source.tokens.shape[0] * source.tokens.shape[1]
+    if source.period is None or newline is None:
+        return VisualTokens(tokens, positions, total)
+    row = (positions - source.base).div(source.period, rounding_mode="floor")  # (kept,), negative in the base
+    ends = row >= 0
+    ends[:-1] &= row[1:] != row[:-1]  # is this the last kept token of its row?
+    earlier = ends.cumsum(0) - ends.long()  # newlines before each token
+    token_at = torch.arange(len(row), device=row.device) + earlier
     newline_at = token_at[ends] + 1
 
-    total = len(group) + len(newline_at)
-    embeds = tokens.new_empty(total, tokens.shape[1])
+    length = len(row) + len(newline_at)
+    embeds = tokens.new_empty(length, tokens.shape[1])
     embeds[token_at] = tokens
     embeds[newline_at] = newline.to(tokens)
-    places = positions.new_empty(total)
-    places[token_at] = positions + group  # every earlier group has added one newline
-    places[newline_at] = (group[ends] + 1) * period + group[ends]
-    return VisualTokens(embeds, places, source_tokens + source_tokens // period)
+    places = positions.new_empty(length)
+    places[token_at] = positions + row.clamp_min(0)  # every earlier row has a newline in the source
+    places[newline_at] = source.base + (row[ends] + 1) * source.period + row[ends]
+    return VisualTokens(embeds, places, total + (total - source.base) // source.period)

@@ -11,7 +11,7 @@ STRIDE = 2
 """LLaVA-OneVision pools by two whatever `mm_spatial_pool_stride` says; so does this model."""
 
 
-def pool_2x2(features: torch.Tensor, mode: str) -> torch.Tensor:
+def pool_2x2(features: torch.Tensor, mode: str | None) -> torch.Tensor:
     """Halve both sides of every frame's square token grid.
 
     Args:
@@ -23,7 +23,7 @@ def pool_2x2(features: torch.Tensor, mode: str) -> torch.Tensor:
         (frames, new_side * new_side, dim).
 
     Raises:
-        ConfigError: unknown mode.
+        ConfigError: unknown mode, or none.
     """
     frames, tokens, dim = features.shape
     side = math.isqrt(tokens)

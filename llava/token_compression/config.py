@@ -25,9 +25,13 @@ class CompressionConfig:
         error_tolerance: epsilon of the paper's vertex sampling (Eq. 2), 0 for exact components.
         temporal: run the second step, over all frames.
         merge: run the final merge of all source tokens (Eq. 7 and 8).
-        images: compress images as well as videos.
+        images: compress images as well as videos. What counts as an image's source tokens is what it would put into
+            the prompt: its crops after merging, black borders cut off, newlines left out. These are one frame; the
+            crops are the frames where nothing is merged (a flat merge type, `mm_use_zip`). Then, as in a video, a
+            newline follows the last kept token of every row that kept any. Images without `images=True`, and those
+            given as one 4-D tensor, are left as they are.
         position_ids: "contiguous" numbers the kept tokens one after the other, as published; "source" leaves each at
-            the rotary position of its representative.
+            the rotary position of its representative, and each newline at its own.
         seed: of everything random.
 
     Raises:

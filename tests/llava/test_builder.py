@@ -224,6 +224,7 @@ def test_damaged_files(folder, name, content, message):
         ({"architectures": ["LlavaLlamaForCausalLM"]}, "LlavaLlamaForCausalLM"),
         ({"hidden_size": "wide"}, "str"),
         ({"mm_use_im_start_end": True}, "im_start"),
+        ({"add_faster_video": True}, "add_faster_video"),
         ({"quantization_config": {"load_in_4bit": True, "quant_method": "bitsandbytes"}}, "load_4bit=True"),
         ({"num_attention_heads": 0}, r"config\.json"),
     ],

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from video_files import write_video
 
 from llava import __version__
@@ -64,6 +65,13 @@ def test_ask_prints_the_answer_tokens_and_milliseconds(ask, capsys):
     stages = [value for label, value in numbers.items() if label.endswith(", ms") and label != "total, ms"]
     assert len(stages) == 7
     assert numbers["total, ms"] == pytest.approx(sum(stages), abs=0.5)
+
+
+def test_ask_takes_an_image(ask, capsys, tmp_path):
+    Image.new("RGB", (60, 30)).save(tmp_path / "photo.jpg")
+    assert ask("--retention-ratio", "0.25", "compression.images=true", video=tmp_path / "photo.jpg") == 0
+    numbers = figures(capsys.readouterr().out)
+    assert (numbers["tokens before compression"], numbers["tokens after compression"]) == (16, 4)
 
 
 @pytest.mark.parametrize(
@@ -121,6 +129,12 @@ def test_each_mistake_is_one_line_and_status_2(ask, capsys, tmp_path, monkeypatc
     (tmp_path / "unknown.yaml").write_text("name: a\nvidoe: {num_frames: 2}\n")
     assert ask(*arguments) == 2
     assert_one_line(capsys, words)
+
+
+def test_an_unusable_image_is_one_line_and_status_2(ask, capsys, tmp_path):
+    (tmp_path / "photo.png").write_text("not an image")
+    assert ask(video=tmp_path / "photo.png") == 2
+    assert_one_line(capsys, ["photo.png cannot be read as an image"])
 
 
 @pytest.mark.parametrize(

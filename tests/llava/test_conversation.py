@@ -31,6 +31,39 @@ def test_a_plain_conversation_with_an_answer_ends_both_turns_alike():
     assert conversation.get_prompt() == "<image>\na red ball\n"
 
 
+def test_a_copy_of_llama_3_still_makes_prompts():
+    """The published template needs a tokenizer from the hub, and loses it when it is copied."""
+    conversation = conv_templates["llava_llama_3"].copy()
+    for message in ("Hi", "Hello", "Bye", None):
+        conversation.append_message(conversation.roles[len(conversation.messages) % 2], message)
+    assert conversation.stop_token_ids == [128009]
+    head = "<|start_header_id|>{}<|end_header_id|>\n\n"
+    turns = [("system", conversation.system), ("user", "Hi"), ("assistant", "Hello"), ("user", "Bye")]
+    written = "".join(f"{head.format(role)}{text}<|eot_id|>" for role, text in turns)
+    assert conversation.get_prompt() == written + head.format("assistant")
+
+
+def test_the_examples_of_a_template_are_not_changed_by_its_copies():
+    template = conv_templates["default"]
+    conversation = template.copy()
+    assert conversation.offset == len(template.messages) == 2
+    conversation.messages[0][1] = "?"
+    assert template.messages[0][1] != "?"
+
+
+def test_every_image_of_a_first_turn_keeps_its_tag():
+    conversation = conv_templates["qwen_1_5"].copy()
+    conversation.append_message(conversation.roles[0], ("<image>\n<image>\nCompare.", None, "Default"))
+    assert conversation.get_prompt().count("<image>") == 2
+
+
+def test_braces_in_a_text_stay():
+    for name in conv_templates:
+        conversation = conv_templates[name].copy()
+        conversation.append_message(conversation.roles[0], "Fill in {role}: {}")
+        assert "Fill in {role}: {}" in conversation.get_prompt()
+
+
 def test_two_separators_alternate():
     conversation = conv_templates["v1"].copy()
     assert conversation.sep_style is SeparatorStyle.TWO

@@ -126,9 +126,28 @@ def test_a_logged_loglikelihood_is_reused(lm, videos, tmp_path, monkeypatch):
     assert lm.loglikelihood([request("loglikelihood", lm, videos[:1], second="two")]) == scores
 
 
+def test_images_of_a_task_are_answered_and_logged_by_their_pixels(lm, videos, tmp_path, monkeypatch):
+    log = AnswerLog(tmp_path, "s" * 12)
+    images = [Image.new("RGB", (140, 130), color) for color in ("red", "blue")]
+    lm.start(CompressionConfig(retained_tokens=7, images=True), log)
+    answer = generate(lm, images[:1])
+    assert answer == lm.qa.ask(images[0], "What is this?", compression=lm.compression, max_new_tokens=4).text
+    record = log.get(lm.keys["task", 0][0])
+    assert record["visuals"][0].startswith("image 140x130 ")
+    assert [stats["kept_tokens"] for stats in record["videos"]] == [7]
+    generate(lm, [*images, videos[0]])
+    assert len(log.get(lm.keys["task", 0][1])["videos"]) == 3
+
+    monkeypatch.setattr(lm.qa, "generate", None)
+    lm.start(lm.compression, AnswerLog(tmp_path, "s" * 12))
+    assert generate(lm, [images[0].copy()]) == answer
+    with pytest.raises(TypeError):
+        generate(lm, images[1:])
+
+
 def test_other_visuals_and_tasks_of_several_rounds_are_user_errors(lm):
-    with pytest.raises(UserError, match="Image"):
-        generate(lm, [Image.new("RGB", (4, 4))])
+    with pytest.raises(UserError, match="ndarray"):
+        generate(lm, [np.zeros((4, 4, 3))])
     with pytest.raises(UserError, match="several rounds"):
         lm.generate_until_multi_round([])
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
+from llava import mm_utils
 from llava.errors import UserError
-from llava.mm_utils import KeywordsStoppingCriteria, get_model_name_from_path, process_images, tokenizer_image_token
+from llava.mm_utils import KeywordsStoppingCriteria, get_model_name_from_path, tokenizer_image_token
 from llava.model.multimodal_encoder.image_processor import SigLipImageProcessor
 
 
@@ -88,9 +89,9 @@ def test_images_that_cannot_be_preprocessed(images):
         SigLipImageProcessor(8).preprocess(images)
 
 
-@pytest.mark.parametrize("mode", ["anyres_max_9", "pad"])
-def test_image_modes_that_are_not_there_yet_are_refused(mode):
-    with pytest.raises(UserError, match=mode):
-        process_images(
-            [np.zeros((4, 4, 3), dtype=np.uint8)], SigLipImageProcessor(8), SimpleNamespace(image_aspect_ratio=mode)
-        )
+def test_scripts_find_the_published_names_here():
+    for name in (
+        *("process_images", "process_anyres_image", "select_best_resolution", "resize_and_pad_image"),
+        *("divide_to_patches", "get_anyres_image_grid_shape", "expand2square", "load_image_from_base64"),
+    ):
+        assert callable(getattr(mm_utils, name))

@@ -2,14 +2,15 @@
 
 import logging
 
+import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llava.constants import IMAGE_TOKEN_INDEX as IMAGE
 from llava.errors import ConfigError, UserError
-from llava.model.newlines import VisualTokens, insert_newlines
+from llava.model.newlines import SourceTokens, VisualTokens, insert_newlines
 from llava.model.pooling import pool_2x2
 from llava.model.splice import pad_rows, splice_row
 
@@ -31,23 +32,20 @@ def test_pooling_keeps_rows_and_columns_apart():
         pool_2x2(row, "nearest")
 
 
-@settings(deadline=None)
 @given(st.data())
-def test_newlines_follow_each_group_that_kept_a_token(data):
-    period = data.draw(st.integers(1, 7))
-    groups = data.draw(st.integers(1, 6))
-    source = period * groups
-    kept = sorted(data.draw(st.sets(st.integers(0, source - 1), min_size=1)))
-    newline = torch.tensor([-1.0])
+def test_newlines_follow_each_row_that_kept_a_token(data):
+    base, period, rows = data.draw(st.integers(0, 4)), data.draw(st.integers(1, 7)), data.draw(st.integers(1, 6))
+    count = base + period * rows
+    kept = sorted(data.draw(st.sets(st.integers(0, count - 1), min_size=1)))
     tokens = torch.tensor(kept, dtype=torch.float32)[:, None]
-    out = insert_newlines(tokens, torch.tensor(kept), source, newline, period)
+    source = SourceTokens(torch.arange(float(count)).view(1, count, 1), base, period)
+    out = insert_newlines(tokens, torch.tensor(kept), source, torch.tensor([-1.0]))
 
-    uncompressed = []  # written out by hand: period tokens, newline, period tokens, newline ...
-    for group in range(groups):
-        uncompressed += [float(group * period + token) for token in range(period)] + [-1.0]
-    expected = []
-    for group in range(groups):
-        members = [float(index) for index in kept if index // period == group]
+    uncompressed = [float(token) for token in range(base)]  # by hand: the base, then rows with a newline after each
+    expected = [float(token) for token in kept if token < base]
+    for start in range(base, count, period):
+        uncompressed += [*map(float, range(start, start + period)), -1.0]
+        members = [float(token) for token in kept if start <= token < start + period]
         expected += [*members, -1.0] if members else []
     assert out.embeds.flatten().tolist() == expected
     assert out.length == len(uncompressed)
@@ -91,23 +89,37 @@ def test_one_string_stands_for_every_item(llava, make_video):
     assert torch.equal(prepare(llava, videos, "video", two)[4], prepare(llava, videos, ["video", "video"], two)[4])
 
 
-@pytest.mark.parametrize("videos", [0, 2, 3])
-def test_the_number_of_videos_must_fit(llava, make_video, videos):
-    """The published code reuses the last video, or ignores the surplus, without a word."""
+@pytest.mark.parametrize("videos", [2, 3])
+def test_surplus_videos_are_not_ignored(llava, make_video, videos):
     with pytest.raises(UserError, match=f"1 <image> placeholders but {videos}"):
         prepare(llava, [make_video(2)] * videos)
 
 
-def test_the_number_of_modalities_must_fit(llava, make_video):
-    """The published code drops the rows that have no modality."""
+def test_surplus_placeholders_do_not_reuse_the_last_video(llava, make_video):
+    with pytest.raises(UserError, match="3 <image> placeholders but 2"):
+        prepare(llava, [make_video(2)] * 2, "video", torch.tensor([[IMAGE, 5, IMAGE, IMAGE]]))
+
+
+def test_rows_without_a_modality_are_not_dropped(llava, make_video):
     batch = torch.cat([PROMPT, PROMPT])
     with pytest.raises(UserError, match="1 modalities were given for 2"):
         prepare(llava, [make_video(2)] * 2, ["video"], batch)
+    assert len(prepare(llava, [make_video(2)] * 2, ["video", "video"], batch)[4]) == 2
 
 
-def test_images_are_refused_until_they_are_supported(llava, make_video):
-    with pytest.raises(UserError, match="videos only"):
-        prepare(llava, [make_video(1)], ["image"])
+def test_modalities_are_known_and_text_has_no_placeholder(llava, make_video):
+    with pytest.raises(UserError, match="did you mean 'video'"):
+        prepare(llava, [make_video(1)], ["vidoe"])
+    with pytest.raises(UserError, match=r"images\[0\].*\"text\""):
+        prepare(llava, [make_video(1)], ["text"])
+
+
+def test_a_text_only_row_may_bring_a_dummy(llava, make_video):
+    batch = torch.tensor([[5, IMAGE, 6], [7, 8, 9], [5, 6, IMAGE]])
+    images, dummy = [make_video(1, 1), make_video(1, 2)], make_video(1, 3)
+    expected = prepare(llava, images, "image", batch)[4]
+    found = prepare(llava, [images[0], dummy, images[1]], ["image", "text", "image"], batch)[4]
+    assert torch.equal(found, expected)
 
 
 def test_a_placeholder_needs_a_video(llava):
@@ -129,9 +141,16 @@ def test_videos_of_another_shape(llava, shape, message):
         prepare(llava, [torch.zeros(shape)])
 
 
-def test_a_4d_tensor_is_ambiguous(llava, make_video):
+@pytest.mark.parametrize("shape", [(1, 3, 32, 32), (4, 3, 32, 32), (3, 32, 32)])
+def test_a_video_is_no_4d_tensor(llava, shape):
+    """The published code takes the first frame alone."""
     with pytest.raises(UserError, match="pass a list"):
-        prepare(llava, make_video(4))
+        prepare(llava, torch.zeros(shape))
+
+
+def test_images_are_tensors(llava):
+    with pytest.raises(UserError, match=r"images\[0\] is a ndarray.*process_images"):
+        prepare(llava, [np.zeros((1, 3, 32, 32))])
 
 
 def test_videos_of_different_sizes_name_the_expected_one(llava, make_video):
@@ -168,3 +187,29 @@ def test_too_long_a_prompt_is_cut_with_a_warning(llava, make_video, caplog):
     with caplog.at_level(logging.WARNING):
         assert prepare(llava, [make_video(4)])[4].shape[1] == 7
     assert "tokenizer_model_max_length" in caplog.text
+
+
+def test_the_loss_does_not_depend_on_the_side_of_the_padding(llava, make_video):
+    """The published code predicts the first token of a left-padded row from the padding before it."""
+    ids = torch.tensor([[5, IMAGE, 6, 7], [8, 9, 3, 4]])
+    losses = []
+    for side in ("left", "right"):
+        llava.config.tokenizer_padding_side = side
+        mask = torch.ones_like(ids)
+        out = llava(ids, attention_mask=mask, labels=ids, images=[make_video(2)], modalities="video")
+        losses.append(out.loss.item())
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
+def test_a_mask_of_another_shape_goes_with_labels(llava):
+    ids = torch.tensor([[8, 9, 3, 4]])
+    causal = torch.ones(4, 4, dtype=torch.bool).tril()[None, None]
+    expected = llava(ids, labels=ids).loss
+    torch.testing.assert_close(llava(ids, labels=ids, attention_mask=causal).loss, expected)
+
+
+def test_a_missing_pool_mode_is_named(llava, make_video):
+    """The published code fails with an AttributeError."""
+    del llava.config.mm_spatial_pool_mode
+    with pytest.raises(ConfigError, match="mm_spatial_pool_mode is None"):
+        prepare(llava, [make_video(2)])

@@ -4,17 +4,19 @@ import dataclasses
 
 import pytest
 import torch
+from PIL import Image
 from video_files import write_video
 
 from llava.config import ModelConfig
-from llava.errors import CheckpointError, ConfigError, DeviceError, UserError, VideoError
+from llava.errors import CheckpointError, ConfigError, DeviceError, ImageError, UserError, VideoError
+from llava.images import load_image, process_image, process_images
 from llava.instrument import STAGES, record
 from llava.mm_utils import tokenizer_image_token
 from llava.pipeline import VideoQA, resolve_device
 from llava.token_compression import CompressionConfig, compression
 from llava.video import VideoConfig, load_video
 
-TOKENS_PER_FRAME = 4
+TOKENS_PER_FRAME, PATCHES = 4, 16
 QUESTION = "what is shown ?"
 
 
@@ -26,6 +28,13 @@ def qa(tiny_checkpoint):
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
     return write_video(tmp_path_factory.mktemp("clips") / "clip.mp4")
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory):
+    path = tmp_path_factory.mktemp("photos") / "photo.PNG"
+    Image.linear_gradient("L").resize((60, 30)).save(path)
+    return path
 
 
 @pytest.mark.parametrize("ratio", [1.0, 0.5, 0.1, 0.001])
@@ -85,11 +94,46 @@ def test_several_videos_go_before_the_question_or_where_it_says(qa, clip):
     before = qa.prepare(QUESTION, [clip, clip], video)
     placed = qa.prepare(f"<image> <image>\n{QUESTION}", [clip, clip], video)
     assert torch.equal(before.input_ids, placed.input_ids)
-    assert len(before.images) == 2
+    assert len(before.items) == 2
     answer = qa.ask([clip, clip], QUESTION, video=video, max_new_tokens=1)
     assert answer.source_tokens == 2 * 2 * TOKENS_PER_FRAME
     with pytest.raises(UserError):
         qa.ask(clip, "<image> and <image> ?", video=video, max_new_tokens=1)
+
+
+def test_an_image_is_a_square_or_a_base_image_with_crops(qa, photo):
+    answer = qa.ask(photo, QUESTION, max_new_tokens=4)
+    assert (answer.frames, answer.source_tokens, answer.kept_tokens) == (1, PATCHES, PATCHES)
+    assert "decode_video" not in answer.milliseconds
+
+    qa.model.config.image_aspect_ratio = "anyres_max_9"
+    qa.model.config.image_grid_pinpoints = "(1x1),...,(3x3)"
+    crops = qa.ask(str(photo), QUESTION, max_new_tokens=4)
+    assert (crops.frames, crops.source_tokens) == (1 + 2, PATCHES + 8 * 4)  # 60 x 30 pixels fill two crops of 32
+    pixels = process_images([load_image(photo)], qa.image_processor, qa.model.config)
+    inputs = qa.prepare(QUESTION, load_image(photo))
+    assert torch.equal(inputs.items[0].pixels, pixels[0])
+    new = qa.model.generate(inputs.input_ids, images=pixels, image_sizes=[(60, 30)], max_new_tokens=4)
+    assert crops.text == qa.tokenizer.decode(new[0], skip_special_tokens=True).strip()
+
+
+def test_an_image_is_compressed_only_if_asked(qa, photo):
+    config = CompressionConfig(retained_tokens=5)
+    assert qa.ask(photo, QUESTION, compression=config, max_new_tokens=1).kept_tokens == PATCHES
+    config = dataclasses.replace(config, images=True)
+    assert qa.ask(photo, QUESTION, compression=config, max_new_tokens=1).kept_tokens == 5
+
+
+def test_an_image_beside_others_is_padded(qa, clip, photo):
+    qa.model.config.image_aspect_ratio = "anyres"
+    qa.model.config.image_grid_pinpoints = "(1x1),...,(3x3)"
+    items = qa.prepare(QUESTION, [photo, clip, load_image(photo)], VideoConfig(num_frames=2)).items
+    assert [(item.modality, len(item.pixels)) for item in items] == [("image", 1), ("video", 2), ("image", 1)]
+    padded = process_image(load_image(photo), qa.image_processor, "pad", None)
+    assert torch.equal(items[0].pixels, padded)
+    assert torch.equal(items[2].pixels, padded)
+    answer = qa.ask([photo, clip], QUESTION, video=VideoConfig(num_frames=2), max_new_tokens=1)
+    assert answer.source_tokens == PATCHES + 2 * TOKENS_PER_FRAME
 
 
 def test_generate_leaves_recording_and_compression_to_its_caller(qa, clip):
@@ -137,6 +181,8 @@ def test_a_model_without_a_vision_tower_answers_text_only(qa, clip):
 def test_mistakes_are_user_errors(tiny_checkpoint, qa, tmp_path):
     with pytest.raises(VideoError, match="nowhere"):
         qa.ask(tmp_path / "nowhere.mp4", QUESTION)
+    with pytest.raises(ImageError, match="nowhere"):
+        qa.ask(tmp_path / "nowhere.jpg", QUESTION)
     with pytest.raises(CheckpointError, match="nowhere"):
         VideoQA.from_pretrained(tmp_path / "nowhere")
     with pytest.raises(ConfigError, match="did you mean 'qwen_1_5'"):

@@ -7,14 +7,14 @@ import torch
 from transformers import GenerationConfig
 
 from llava.errors import UserError
-from llava.model.llava_arch import Images
+from llava.model.items import Images
 
 NEUTRAL_SAMPLING = {"temperature": 1.0, "top_p": 1.0, "top_k": 50}
 """Values at which transformers takes a setting as not given."""
 
 
 class LlavaGenerationMixin:
-    """`generate` for prompts with videos, on top of transformers' own generation loop."""
+    """`generate` for prompts with images and videos, on top of transformers' own generation loop."""
 
     @torch.no_grad()
     def generate(
@@ -39,7 +39,7 @@ class LlavaGenerationMixin:
             (rows, new tokens) int64, or transformers' output object with `return_dict_in_generate=True`.
 
         Raises:
-            UserError: no prompt, prompt and videos that do not fit, or `position_ids` / `inputs_embeds` given.
+            UserError: no prompt, prompt and images that do not fit, or `position_ids` / `inputs_embeds` given.
         """
         if inputs is None:
             inputs = kwargs.pop("input_ids", None)
@@ -50,7 +50,7 @@ class LlavaGenerationMixin:
                 )
         if inputs is None:
             raise UserError("generate needs the prompt's token ids: model.generate(input_ids, images=...).")
-        prompt = self.splice(inputs, kwargs.pop("attention_mask", None), None, images, modalities, "left")
+        prompt = self.splice(inputs, kwargs.pop("attention_mask", None), None, images, modalities, image_sizes, "left")
         return super().generate(  # type: ignore[misc]
             inputs_embeds=prompt.embeds,
             attention_mask=prompt.attention_mask.long(),

@@ -8,10 +8,12 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen2Model
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from llava.constants import IGNORE_INDEX
 from llava.errors import UserError
 from llava.instrument import stage
+from llava.model.items import Images
 from llava.model.language_model.generation import LlavaGenerationMixin
-from llava.model.llava_arch import Images, LlavaMetaForCausalLM, LlavaMetaModel
+from llava.model.llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
 
 
 class LlavaQwenConfig(Qwen2Config):
@@ -44,7 +46,7 @@ class LlavaQwenModel(LlavaMetaModel, Qwen2Model):
 
 
 class LlavaQwenForCausalLM(LlavaGenerationMixin, LlavaMetaForCausalLM, Qwen2ForCausalLM):  # type: ignore[misc]
-    """The model that reads videos and writes text."""
+    """The model that reads images and videos and writes text."""
 
     config_class = LlavaQwenConfig
 
@@ -73,7 +75,8 @@ class LlavaQwenForCausalLM(LlavaGenerationMixin, LlavaMetaForCausalLM, Qwen2ForC
         """Qwen2's forward pass after inserting `images` into the prompt.
 
         `images`, `image_sizes` and `modalities` are those of `prepare_inputs_labels_for_multimodal`. With
-        `inputs_embeds` this is exactly Qwen2's forward pass: 4-D masks and position ids are passed on.
+        `inputs_embeds` this is exactly Qwen2's forward pass: 4-D masks and position ids are passed on. The loss is the
+        same for left and right padding.
         """
         if inputs_embeds is None:
             if input_ids is None:
@@ -83,6 +86,8 @@ class LlavaQwenForCausalLM(LlavaGenerationMixin, LlavaMetaForCausalLM, Qwen2ForC
                     input_ids, position_ids, attention_mask, past_key_values, labels, images, modalities, image_sizes
                 )
             )
+            if labels is not None and attention_mask is not None and attention_mask.shape == labels.shape:
+                labels = _without_first_after_padding(labels, attention_mask)
         prompt: Any = input_ids if inputs_embeds is None else inputs_embeds
         with stage("prefill" if prompt.shape[1] > 1 else "decode", self.device):
             return super().forward(
@@ -95,6 +100,13 @@ class LlavaQwenForCausalLM(LlavaGenerationMixin, LlavaMetaForCausalLM, Qwen2ForC
                 use_cache=use_cache,
                 **kwargs,
             )
+
+
+def _without_first_after_padding(labels: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    """Ignore the label of each row's first token: in a left-padded row it would be predicted from padding."""
+    after_padding = attention_mask.roll(1, dims=1) == 0
+    after_padding[:, 0] = False
+    return labels.masked_fill(after_padding, IGNORE_INDEX)
 
 
 AutoConfig.register("llava_qwen", LlavaQwenConfig, exist_ok=True)

@@ -9,6 +9,7 @@ from PIL import Image
 from transformers.image_processing_utils import BatchFeature
 
 from llava.errors import UserError
+from llava.images import as_pil_image
 
 
 class SigLipImageProcessor:
@@ -43,7 +44,8 @@ class SigLipImageProcessor:
         Raises:
             UserError: no image, or one that is neither a PIL image nor a (height, width, 3) array.
         """
-        frames = [images] if isinstance(images, Image.Image) or np.ndim(images) == 3 else list(images)
+        single = isinstance(images, Image.Image) or getattr(images, "ndim", None) == 3
+        frames = [images] if single else list(images)
         if not frames:
             raise UserError("There is no frame to preprocess: the list of images is empty.")
         arrays = [self._pixels(frame) for frame in frames]
@@ -54,17 +56,7 @@ class SigLipImageProcessor:
         return self.preprocess(images, return_tensors)
 
     def _pixels(self, frame: "Image.Image | np.ndarray | torch.Tensor | Sequence") -> np.ndarray:
-        image = frame if isinstance(frame, Image.Image) else Image.fromarray(_as_rgb_array(frame))
-        resized = np.asarray(image.convert("RGB").resize(self.size, self.resample))
+        resized = np.asarray(as_pil_image(frame).convert("RGB").resize(self.size, self.resample))
         scaled = (resized * self.rescale_factor).astype(np.float32)  # (side, side, 3)
         mean, std = np.array([self.image_mean, self.image_std], dtype=np.float32)
         return ((scaled - mean) / std).transpose(2, 0, 1)  # (3, side, side)
-
-
-def _as_rgb_array(frame: Any) -> np.ndarray:
-    array = np.asarray(frame)
-    if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
-        raise UserError(
-            f"A frame must be a PIL image or a (height, width, 3) uint8 array, not {array.dtype} of {array.shape}."
-        )
-    return array
