@@ -169,32 +169,10 @@ HARMLESS = (
     "If a question does not make any sense, or is not factually coherent, explain why instead of answering "
     "something not correct. If you don't know the answer to a question, please don't share false information."
 )
-ENERGY_QUESTION = "What are the key differences between renewable and non-renewable energy sources?"
-ENERGY_ANSWER = (
-    "Renewable energy sources are those that can be replenished naturally in a relatively short amount of time, "
-    "such as solar, wind, hydro, geothermal, and biomass. Non-renewable energy sources, on the other hand, are "
-    "finite and will eventually be depleted, such as coal, oil, and natural gas. Here are some key differences "
-    "between renewable and non-renewable energy sources:\n"
-    "1. Availability: Renewable energy sources are virtually inexhaustible, while non-renewable energy sources "
-    "are finite and will eventually run out.\n"
-    "2. Environmental impact: Renewable energy sources have a much lower environmental impact than non-renewable "
-    "sources, which can lead to air and water pollution, greenhouse gas emissions, and other negative effects.\n"
-    "3. Cost: Renewable energy sources can be more expensive to initially set up, but they typically have lower "
-    "operational costs than non-renewable sources.\n"
-    "4. Reliability: Renewable energy sources are often more reliable and can be used in more remote locations "
-    "than non-renewable sources.\n"
-    "5. Flexibility: Renewable energy sources are often more flexible and can be adapted to different situations "
-    "and needs, while non-renewable sources are more rigid and inflexible.\n"
-    "6. Sustainability: Renewable energy sources are more sustainable over the long term, while non-renewable "
-    "sources are not, and their depletion can lead to economic and social instability.\n"
-)
 
 conv_qwen = _chatml("You are a helpful assistant.")
 conv_qwen_2_5 = _chatml("You are Qwen, created by Alibaba Cloud. You are a helpful assistant.")
 conv_plain = Conversation(system="", roles=("", ""), sep_style=SeparatorStyle.PLAIN, sep="\n")
-conv_vicuna_v0 = dataclasses.replace(
-    _vicuna_v0(POLITE_TO_HUMAN), messages=[["Human", ENERGY_QUESTION], ["Assistant", ENERGY_ANSWER]], offset=2
-)
 conv_vicuna_v1 = _vicuna(POLITE_TO_USER)
 conv_mistral_instruct = _llama_2("", sep="")
 conv_chatml_direct = _mpt("Answer the questions.")
@@ -215,8 +193,6 @@ conv_gemma_instruct = Conversation(
 )
 
 conv_templates = {
-    "default": conv_vicuna_v0,
-    "v0": conv_vicuna_v0,
     "v1": conv_vicuna_v1,
     "vicuna_v1": conv_vicuna_v1,
     "llama_2": _llama_2(HARMLESS),

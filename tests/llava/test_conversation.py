@@ -43,12 +43,10 @@ def test_a_copy_of_llama_3_still_makes_prompts():
     assert conversation.get_prompt() == written + head.format("assistant")
 
 
-def test_the_examples_of_a_template_are_not_changed_by_its_copies():
-    template = conv_templates["default"]
-    conversation = template.copy()
-    assert conversation.offset == len(template.messages) == 2
-    conversation.messages[0][1] = "?"
-    assert template.messages[0][1] != "?"
+def test_a_template_is_not_changed_by_its_copies():
+    template = conv_templates["qwen_1_5"]
+    template.copy().append_message("user", "Hi")
+    assert template.messages == []
 
 
 def test_every_image_of_a_first_turn_keeps_its_tag():

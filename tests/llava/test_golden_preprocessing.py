@@ -49,11 +49,20 @@ def test_every_recorded_file_has_a_test():
     }
 
 
+WITH_EXAMPLE = {"default", "v0"}
+"""Templates that begin with a written-out example dialogue. It is its authors' text, and no checkpoint that this tree
+loads was trained with it: these two are left out."""
+
+
 def test_every_recorded_template_exists():
-    assert set(conv_templates) == set(PROMPTS["templates"])
+    assert {name for name, fields in PROMPTS["templates"].items() if fields["n_preset_messages"]} == WITH_EXAMPLE
+    assert set(conv_templates) == set(PROMPTS["templates"]) - WITH_EXAMPLE
 
 
-@pytest.mark.parametrize("row", PROMPTS["rows"], ids=lambda row: f"{row['template']}-{row['script']}")
+PROMPT_ROWS = [row for row in PROMPTS["rows"] if row["template"] not in WITH_EXAMPLE]
+
+
+@pytest.mark.parametrize("row", PROMPT_ROWS, ids=lambda row: f"{row['template']}-{row['script']}")
 def test_prompts(row):
     conversation = conv_templates[row["template"]].copy()
     roles = dict(zip("ua", conversation.roles, strict=True))
@@ -69,7 +78,7 @@ def test_prompts(row):
             assert text.removeprefix("<image>\n") in prompt
 
 
-@pytest.mark.parametrize("name", PROMPTS["templates"])
+@pytest.mark.parametrize("name", sorted(conv_templates))
 def test_template_fields(name):
     expected = PROMPTS["templates"][name]
     template = conv_templates[name]
