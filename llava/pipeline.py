@@ -25,9 +25,10 @@ from llava.instrument import record, stage
 from llava.mm_utils import get_model_name_from_path, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
 from llava.model.llava_arch import checkpoint_compression
+from llava.model.video_layout import default_frames
 from llava.token_compression import CompressionConfig
 from llava.token_compression import compression as compressing
-from llava.video import DEFAULT_NUM_FRAMES, Video, VideoConfig, load_video
+from llava.video import Video, VideoConfig, load_video
 from llava.yaml_schema import did_you_mean
 
 Videos = str | Path | Sequence[str | Path] | None
@@ -243,9 +244,7 @@ class VideoQA:
     def _with_frame_count(self, config: VideoConfig) -> VideoConfig:
         if config.num_frames is not None:
             return config
-        return dataclasses.replace(
-            config, num_frames=getattr(self.model.config, "mm_num_frames", None) or DEFAULT_NUM_FRAMES
-        )
+        return dataclasses.replace(config, num_frames=default_frames(self.model.config))
 
 
 def resolve_device(name: str) -> torch.device:
