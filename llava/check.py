@@ -30,7 +30,7 @@ def check(name: str, num_frames: int | None = None, as_json: bool = False) -> in
         CheckpointError: there is no checkpoint of that name.
     """
     found = inspect(str(tiny_model_path()) if name == "tiny" else name, num_frames)
-    known = facts(found)
+    known = facts(found) | {"checkpoint": name}
     print(json.dumps(known, indent=2) if as_json else report(known))
     return 0 if known["loads"] else 2
 

@@ -129,7 +129,8 @@ class VideoQA:
             UserError: the checkpoint, the device or a setting is wrong.
         """
         path = str(tiny_model_path()) if config.path == "tiny" else config.path
-        device = resolve_device(config.device)
+        spread = config.device == "balanced"
+        device = resolve_device("auto" if spread else config.device)
         dtype = config.dtype
         if dtype == "auto":
             dtype = "bfloat16" if device.type == "cuda" else "float32"
@@ -137,9 +138,10 @@ class VideoQA:
             path,
             None,
             config.name or get_model_name_from_path(path),
-            device_map=str(device),
+            device_map="balanced" if spread else str(device),
             torch_dtype=dtype,
             attn_implementation="sdpa" if config.attn_implementation == "auto" else config.attn_implementation,
+            overwrite_config=config.overwrite_config,
         )
         return cls(model, tokenizer, image_processor, context_length, config.conv_template, video)
 
@@ -165,9 +167,7 @@ class VideoQA:
         Raises:
             UserError: a video cannot be read, or videos and question do not fit together.
         """
-        # "none" keeps every token, and counts them.
-        active = compression or checkpoint_compression(self.model.config) or CompressionConfig(method="none")
-        with record() as recorder, compressing(self.model, active):
+        with record() as recorder, compressing(self.model, self.compression(compression)):
             inputs = self.prepare(question, videos, video)
             text = self._generate(inputs, max_new_tokens=max_new_tokens, **options)
         return Answer(
@@ -177,6 +177,10 @@ class VideoQA:
             frames=sum(len(item) for item in inputs.images or []),
             milliseconds=dict(recorder.milliseconds),
         )
+
+    def compression(self, asked_for: CompressionConfig | None) -> CompressionConfig:
+        """What is asked for, else what the checkpoint's config.json says, else "none", which keeps and counts all."""
+        return asked_for or checkpoint_compression(self.model.config) or CompressionConfig(method="none")
 
     def generate(self, question: str, videos: Videos = None, **options: Any) -> str:
         """The answer alone, under whatever compression and recording is active; `options` are transformers'
