@@ -34,7 +34,8 @@ def describe(name: str) -> tuple[Path, WeightFiles]:
     Of the weights only the headers are fetched, and nothing where all of them are in the local cache.
 
     Raises:
-        CheckpointError: not a hub name or not to be reached, or pickled weights, whose headers are all over the file.
+        CheckpointError: not a hub name, or one that cannot be reached.
+        UserError: pickled weights, whose shapes are all over the file.
     """
     folder = _download(name, DESCRIPTION)
     weights = read_weight_files(folder)
