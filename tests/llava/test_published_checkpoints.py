@@ -181,3 +181,16 @@ def test_a_published_layout_loads(write, name):
     assert bytes_loaded == facts(inspect(str(folder)))["memory"]["weights"]["bfloat16"]
     assert processor.crop_size == {"height": 384, "width": 384}
     assert length == 32768
+
+
+def test_what_fits_where(write, monkeypatch):
+    free = {0: 24_000_000_000, 1: 24_000_000_000, "cpu": 12_000_000_000}
+    monkeypatch.setattr("llava.check.get_max_memory", lambda: free)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda index: "Card")
+    devices = facts(inspect(str(write())))["memory"]["devices"]
+    assert {device["name"]: device["fits"] for device in devices} == {
+        "cuda:0 (Card)": ["bfloat16", "8-bit", "4-bit"],
+        "cuda:1 (Card)": ["bfloat16", "8-bit", "4-bit"],
+        "2 GPUs together": ["float32", "bfloat16", "8-bit", "4-bit"],
+        "cpu": ["8-bit", "4-bit"],
+    }
