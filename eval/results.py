@@ -24,18 +24,18 @@ def benchmark_folder(experiment: Experiment) -> Path:
     return Path(experiment.evaluation.output_dir) / experiment.name / experiment.evaluation.benchmark
 
 
-def setting_folder(experiment: Experiment, compression: CompressionConfig) -> Path:
+def setting_folder(experiment: Experiment, compression: CompressionConfig | None) -> Path:
     return benchmark_folder(experiment) / setting_name(compression)
 
 
-def answer_fingerprint(experiment: Experiment, compression: CompressionConfig) -> str:
+def answer_fingerprint(experiment: Experiment, compression: CompressionConfig | None) -> str:
     """Of everything that an answer of this setting depends on, apart from the question."""
     return settings_fingerprint(
         experiment.model, experiment.video, compression, model_path=checkpoint_path(experiment.model)
     )
 
 
-def result_fingerprint(experiment: Experiment, compression: CompressionConfig, standin: Path | None) -> str:
+def result_fingerprint(experiment: Experiment, compression: CompressionConfig | None, standin: Path | None) -> str:
     """Of everything that a result file depends on; the name of the stand-in's folder says which data it holds."""
     evaluation = experiment.evaluation
     parts = (

@@ -110,7 +110,11 @@ def load_data(benchmark: str, manager: TaskManager) -> None:
 
 
 def assemble(
-    experiment: Experiment, compression: CompressionConfig, output: dict[str, Any], answers: Answers, lm: LlavaScissor
+    experiment: Experiment,
+    compression: CompressionConfig | None,
+    output: dict[str, Any],
+    answers: Answers,
+    lm: LlavaScissor,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The result and the samples of one setting, from lmms-eval's output and the logged answers."""
     benchmark = experiment.evaluation.benchmark
@@ -145,7 +149,7 @@ def assemble(
                 "fingerprint": dataset._fingerprint,
             },
         },
-        "config": as_plain(experiment, compression),
+        "config": as_plain(experiment, lm.compression),
     }
     return result, samples
 

@@ -1,4 +1,4 @@
-"""The command `llava-scissor`: one question about one video or image, and the list of compression methods."""
+"""The command `llava-scissor`: a question about a video or image, a look at a checkpoint, the list of methods."""
 
 import argparse
 import json
@@ -46,6 +46,8 @@ def _main(argv: list[str]) -> int:
         raise UserError(f"unknown argument {unknown[0]}; see `llava-scissor {arguments.command or ''} --help`.")
     if arguments.command == "ask":
         _ask(arguments, overrides=rest)
+    elif arguments.command == "check":
+        return _check(arguments)
     elif arguments.command == "methods":
         _methods()
     else:
@@ -77,6 +79,16 @@ def _parser() -> argparse.ArgumentParser:
         ask.add_argument(f"--{name.replace('_', '-')}", metavar=metavar, help=f"{text} [{key}]")
     ask.add_argument("--max-new-tokens", metavar="N", default="128", help="longest answer, in tokens (default: 128)")
     ask.add_argument("--verbose", action="store_true", help="show log messages, library warnings and tracebacks")
+    check = commands.add_parser(
+        "check",
+        help="say whether a checkpoint would load, what is in it, and what it needs",
+        description="Say whether a checkpoint would load, with every reason why not, what is in it, and how much "
+        "memory it needs. Only the headers of the weights are read, also on the hub. Exit status 2: it would not load.",
+    )
+    check.add_argument("checkpoint", metavar="CHECKPOINT", help='folder or hub name ("tiny": the bundled model)')
+    check.add_argument("--num-frames", metavar="N", help="count tokens of a video of N frames [video.num_frames]")
+    check.add_argument("--json", action="store_true", help="print the facts as JSON")
+    check.add_argument("--verbose", action="store_true", help="show log messages, library warnings and tracebacks")
     commands.add_parser("methods", help="list the compression methods", description="List the compression methods.")
     return parser
 
@@ -143,6 +155,17 @@ def report(answer: "Answer") -> str:
     return "\n".join(
         f"{label:<{width}}  {value.split()[0]:>{digits}}{value[len(value.split()[0]) :]}" for label, value in rows
     )
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    _set_up_logging(arguments.verbose)
+    num_frames = None if arguments.num_frames is None else _whole_number("--num-frames", arguments.num_frames)
+
+    from llava.check import check
+
+    if not arguments.verbose:
+        _silence_libraries()
+    return check(arguments.checkpoint, num_frames, arguments.json)
 
 
 def _methods() -> None:

@@ -22,6 +22,11 @@ from llava.yaml_schema import build, did_you_mean, read_mapping
 
 BUDGETS = ("similarity_threshold", "retention_ratio", "retained_tokens")
 
+CHECKPOINT = "checkpoint"
+"""The method, and the name of the setting, that follows the checkpoint's config.json."""
+
+WITHOUT_BUDGET = (("method", "none"), ("method", CHECKPOINT))
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -30,10 +35,13 @@ class ModelConfig:
     Attributes:
         path: a folder in the original LLaVA layout, a hub name, or "tiny" for the bundled model.
         name: the model name that picks the class; derived from `path` when None.
-        device: "auto" (the first CUDA device if there is one, else the CPU), "cpu", "cuda", "cuda:1" ...
+        device: "auto" (the first CUDA device if there is one, else the CPU), "cpu", "cuda", "cuda:1" ...; "balanced"
+            spreads one model over all CUDA devices.
         dtype: "auto" (bfloat16 on CUDA, float32 on the CPU), "float32", "bfloat16" or "float16".
         attn_implementation: "auto", "sdpa", "eager" or "flash_attention_2".
         conv_template: a key of `llava.conversation.conv_templates`.
+        mm_spatial_pool_mode, mm_newline_position: replace those of the checkpoint's config.json, where its authors
+            evaluate it with others.
     """
 
     path: str = "tiny"
@@ -42,6 +50,14 @@ class ModelConfig:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
     conv_template: str = "qwen_1_5"
+    mm_spatial_pool_mode: Literal["bilinear", "average", "max"] | None = None
+    mm_newline_position: Literal["one_token", "frame", "grid", "no_token"] | None = None
+
+    @property
+    def overwrite_config(self) -> dict[str, Any]:
+        """Keys of the checkpoint's config.json to replace."""
+        keys = ("mm_spatial_pool_mode", "mm_newline_position")
+        return {key: getattr(self, key) for key in keys if getattr(self, key) is not None}
 
 
 @dataclass(frozen=True)
@@ -96,11 +112,12 @@ class Experiment:
 
     Attributes:
         compressions: one config per result file: the single budget that `compression` names, or one per entry of
-            `evaluation.retention_ratios`; method "none" where neither says anything.
+            `evaluation.retention_ratios`. None follows the checkpoint's config.json: what `compression` means by
+            method "checkpoint", and where neither says anything.
     """
 
     name: str
-    compressions: tuple[CompressionConfig, ...]
+    compressions: tuple[CompressionConfig | None, ...]
     model: ModelConfig = field(default_factory=ModelConfig)
     video: VideoConfig = field(default_factory=VideoConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -139,8 +156,10 @@ def build_experiment(mapping: Mapping[str, Any], overrides: Sequence[str], where
     return experiment
 
 
-def setting_name(config: CompressionConfig) -> str:
+def setting_name(config: CompressionConfig | None) -> str:
     """A folder name that tells one compression from another: r10, t0.9, k64, uniform-r10, r10-temporal=False."""
+    if config is None:
+        return CHECKPOINT
     if config.method == "none":
         return "r100"
     budget = {
@@ -169,13 +188,20 @@ def _experiment(mapping: Mapping[str, Any], where: str) -> Experiment:
     )
 
 
-def _compressions(file: _File, where: str) -> tuple[CompressionConfig, ...]:
+def _compressions(file: _File, where: str) -> tuple[CompressionConfig | None, ...]:
     """The budget that `compression` names, else one per retention ratio; a ratio of 1 is no compression at all."""
     options = file.compression
     ratios = file.evaluation.retention_ratios
-    if not options and not ratios:
-        return (CompressionConfig(method="none"),)
     where = f"{where}: compression"
+    if options.get("method") == CHECKPOINT:
+        for key, value in options.items():
+            if key != "method" and value is not None:
+                raise ConfigError(
+                    f'{where}: method "checkpoint" takes all settings from the checkpoint; leave out {key}.'
+                )
+        return (None,)
+    if not options and not ratios:
+        return (None,)
     if not ratios or options.get("method") == "none" or any(options.get(budget) is not None for budget in BUDGETS):
         return (build(CompressionConfig, options, where),)
     sweep = {ratio: build(CompressionConfig, options | {"retention_ratio": ratio}, where) for ratio in ratios}
@@ -203,5 +229,5 @@ def _with_override(mapping: Mapping[str, Any], override: str) -> dict[str, Any]:
     values = dict(mapping.get(section, {}))
     if section == "compression" and key in BUDGETS and value is not None:
         # A budget replaces the one that was there, and is nothing without a method that has one.
-        values = {k: v for k, v in values.items() if k not in BUDGETS and (k, v) != ("method", "none")}
+        values = {k: v for k, v in values.items() if k not in BUDGETS and (k, v) not in WITHOUT_BUDGET}
     return {**mapping, section: {**values, key: value}}

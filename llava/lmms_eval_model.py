@@ -12,7 +12,6 @@ import functools
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -111,7 +110,8 @@ class LlavaScissor(lmms):
             log: where answers are kept and looked up; None keeps none.
             on_progress: called with the number of finished and of all requests of this process.
         """
-        self.compression, self.log, self.on_progress = compression, log, on_progress
+        self.compression = self.qa.compression(compression)
+        self.log, self.on_progress = log, on_progress
         self.keys: dict[tuple[str, int], list[str]] = defaultdict(list)
 
     @property
@@ -194,8 +194,7 @@ class LlavaScissor(lmms):
         self.keys[document].append(key)
         if self.log is not None and (logged := self.log.get(key)):
             return logged["response"]
-        block = nullcontext() if self.compression is None else compression(self.qa.model, self.compression)
-        with block, record() as recorder:
+        with compression(self.qa.model, self.compression), record() as recorder:
             response = compute()
         if self.log is not None:
             entry = {

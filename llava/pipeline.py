@@ -28,9 +28,10 @@ from llava.mm_utils import get_model_name_from_path, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
 from llava.model.items import VisualItem
 from llava.model.llava_arch import checkpoint_compression
+from llava.model.video_layout import default_frames
 from llava.token_compression import CompressionConfig
 from llava.token_compression import compression as compressing
-from llava.video import DEFAULT_NUM_FRAMES, Video, VideoConfig, load_video
+from llava.video import Video, VideoConfig, load_video
 from llava.yaml_schema import did_you_mean
 
 Visual = str | Path | Image.Image
@@ -136,7 +137,8 @@ class VideoQA:
             UserError: the checkpoint, the device or a setting is wrong.
         """
         path = str(tiny_model_path()) if config.path == "tiny" else config.path
-        device = resolve_device(config.device)
+        spread = config.device == "balanced"
+        device = resolve_device("auto" if spread else config.device)
         dtype = config.dtype
         if dtype == "auto":
             dtype = "bfloat16" if device.type == "cuda" else "float32"
@@ -144,9 +146,10 @@ class VideoQA:
             path,
             None,
             config.name or get_model_name_from_path(path),
-            device_map=str(device),
+            device_map="balanced" if spread else str(device),
             torch_dtype=dtype,
             attn_implementation="sdpa" if config.attn_implementation == "auto" else config.attn_implementation,
+            overwrite_config=config.overwrite_config,
         )
         return cls(model, tokenizer, image_processor, context_length, config.conv_template, video)
 
@@ -172,9 +175,7 @@ class VideoQA:
         Raises:
             UserError: a video or image cannot be read, or they and the question do not fit together.
         """
-        # "none" keeps every token, and counts them.
-        active = compression or checkpoint_compression(self.model.config) or CompressionConfig(method="none")
-        with record() as recorder, compressing(self.model, active):
+        with record() as recorder, compressing(self.model, self.compression(compression)):
             inputs = self.prepare(question, videos, video)
             text = self._generate(inputs, max_new_tokens=max_new_tokens, **options)
         return Answer(
@@ -184,6 +185,10 @@ class VideoQA:
             frames=sum(len(item.pixels) for item in inputs.items),
             milliseconds=dict(recorder.milliseconds),
         )
+
+    def compression(self, asked_for: CompressionConfig | None) -> CompressionConfig:
+        """What is asked for, else what the checkpoint's config.json says, else "none", which keeps and counts all."""
+        return asked_for or checkpoint_compression(self.model.config) or CompressionConfig(method="none")
 
     def generate(self, question: str, videos: Videos = None, **options: Any) -> str:
         """The answer alone, under whatever compression and recording is active; `options` are transformers'
@@ -268,9 +273,7 @@ class VideoQA:
     def _with_frame_count(self, config: VideoConfig) -> VideoConfig:
         if config.num_frames is not None:
             return config
-        return dataclasses.replace(
-            config, num_frames=getattr(self.model.config, "mm_num_frames", None) or DEFAULT_NUM_FRAMES
-        )
+        return dataclasses.replace(config, num_frames=default_frames(self.model.config))
 
 
 def resolve_device(name: str) -> torch.device:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from llava.cli import main
 from llava.token_compression import CompressionConfig, compress, list_methods, registry
 
 ROOT = Path(__file__).parents[1]
@@ -44,6 +45,13 @@ def test_example_in_python_answers(monkeypatch):
     exec(compile(source, "README.md", "exec"), names)
     assert names["answer"].source_tokens == 200
     assert names["answer"].kept_tokens == 50
+
+
+def test_report_on_the_bundled_model_is_the_one_shown(capsys):
+    assert main(["check", "tiny"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line and " free: " not in line]
+    assert len(lines) > 10
+    assert [line for line in lines if f"    {line}\n" not in README] == []
 
 
 def test_configuration_shown_is_the_default_one():

@@ -8,8 +8,9 @@ from transformers.utils import is_flash_attn_2_available
 
 from llava.errors import CheckpointError, ConfigError, DeviceError
 from llava.model import adapter
-from llava.model.checkpoint import check_supported, load_tokenizer, load_weights, read_config, resolve_folder
+from llava.model.checkpoint import check_supported, load_tokenizer, load_weights, read_config
 from llava.model.device_map import place, uses_gpu
+from llava.model.hub import resolve_folder
 from llava.model.language_model.llava_qwen import LlavaQwenConfig, LlavaQwenForCausalLM
 from llava.model.multimodal_encoder.image_processor import SigLipImageProcessor
 from llava.model.quantized import quantization_config
@@ -68,7 +69,7 @@ def load_pretrained_model(
     bits = _bits(kwargs.pop("load_in_8bit", load_8bit), kwargs.pop("load_in_4bit", load_4bit))
 
     folder = resolve_folder(model_path)
-    base = _base_folder(folder, model_base)
+    base = base_folder(folder, model_base)
     config = customized_config or read_config(folder)
     for key, value in (overwrite_config or {}).items():
         setattr(config, key, value)
@@ -89,16 +90,25 @@ def load_pretrained_model(
     return tokenizer, model.eval(), None if tower is None else tower.image_processor, _context_length(config)
 
 
-def _base_folder(folder: Path, model_base: str | None) -> Path:
-    """The folder of the weights and the tokenizer."""
-    if model_base is not None:
-        return resolve_folder(model_base)
-    if adapter.is_partial(folder) and not any((folder / name).exists() for name in WEIGHT_FILES):
+def base_folder(folder: Path, model_base: str | None = None) -> Path:
+    """The folder of the weights and the tokenizer of the checkpoint in `folder`.
+
+    Raises:
+        CheckpointError: a partial checkpoint without its base, or one that holds both.
+    """
+    base = folder if model_base is None else resolve_folder(model_base)
+    complete = any((base / name).exists() for name in WEIGHT_FILES)
+    if model_base is None and adapter.is_partial(folder) and not complete:
         raise CheckpointError(
             f"{folder} holds only a projector or LoRA weights; name the complete checkpoint that it was trained from "
             "as model_base."
         )
-    return folder
+    if complete and adapter.has_lora(base):  # transformers would load the model that the adapter names instead
+        raise CheckpointError(
+            f"{base} holds complete weights and a LoRA adapter; move {adapter.ADAPTER_CONFIG} away to load the "
+            "complete weights, or the weights to load the adapter on a model_base."
+        )
+    return base
 
 
 def _bits(load_8bit: bool, load_4bit: bool) -> int | None:

@@ -1,53 +1,29 @@
-"""Find, check and read the files of a checkpoint, with one clear error for everything that can be wrong with them."""
+"""Check and read the files of a checkpoint, with one clear error for everything that can be wrong with them."""
 
 import json
 import logging
 import warnings
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, GenerationConfig
 
 from llava.errors import CheckpointError, UserError
-from llava.model.completeness import differences, explain_missing, meta_model
-from llava.model.error_text import one_line, sample
+from llava.model.completeness import differences, groups, meta_model
+from llava.model.error_text import one_line, reason, sample
 from llava.model.language_model.llava_qwen import LlavaQwenConfig, LlavaQwenForCausalLM
-from llava.model.multimodal_encoder.siglip_encoder import PUBLISHED_TOWERS
-from llava.model.weight_files import WEIGHT_FILES, WeightFiles, read_weight_files
+from llava.model.llava_arch import checkpoint_compression
+from llava.model.video_layout import longest_prompt, video_layout
+from llava.model.weight_files import WeightFiles, read_weight_files
 
 logger = logging.getLogger(__name__)
 
 MODEL_TYPES = ("llava_qwen", "llava_qwen_zip", "llava")
 ARCHITECTURES = ("LlavaQwenForCausalLM", "LlavaQwenZipForCausalLM")
-
-
-def resolve_folder(model_path: str) -> Path:
-    """The local folder of a checkpoint, downloaded from the Hugging Face hub if `model_path` is not a folder.
-
-    Raises:
-        CheckpointError: neither a folder nor a hub name that can be reached.
-    """
-    folder = Path(model_path).expanduser()
-    if folder.is_dir():
-        return folder
-    if folder.exists() or model_path.startswith((".", "/", "~")) or model_path.count("/") != 1:
-        raise CheckpointError(f"{model_path} is not a folder with a checkpoint, nor a hub name like owner/name.")
-    try:
-        files = ["*.json", "*.txt", "*.safetensors"]
-        local = Path(snapshot_download(model_path, allow_patterns=files))
-        if not any((local / name).exists() for name in WEIGHT_FILES):
-            local = Path(snapshot_download(model_path, allow_patterns=[*files, "*.bin"]))
-    except (OSError, ValueError) as error:  # hub errors are OSErrors (network, cache) or ValueErrors (bad names)
-        raise CheckpointError(
-            f"{model_path} is not a local folder and could not be fetched from the Hugging Face hub "
-            f"({one_line(error)}). Check the name and the network, or pass the folder of a downloaded copy."
-        ) from error
-    return local
 
 
 def read_config(folder: Path) -> LlavaQwenConfig:
@@ -60,11 +36,10 @@ def read_config(folder: Path) -> LlavaQwenConfig:
     if not path.exists():
         raise CheckpointError(f"{folder} has no config.json, so it is not a checkpoint in the original LLaVA layout.")
     fields = read_json(path)
-    architecture = (fields.get("architectures") or [ARCHITECTURES[0]])[0]
-    model_type = fields.get("model_type")
-    if architecture not in ARCHITECTURES or model_type not in MODEL_TYPES:
+    model_type, architectures = fields.get("model_type"), fields.get("architectures") or [ARCHITECTURES[0]]
+    if model_type not in MODEL_TYPES or not isinstance(architectures, list) or architectures[0] not in ARCHITECTURES:
         raise CheckpointError(
-            f"{path} describes a {model_type!r} model ({architecture}). Supported are checkpoints in the original "
+            f"{path} describes a {model_type!r} model ({architectures}). Supported are checkpoints in the original "
             "LLaVA layout on Qwen2 (LlavaQwenForCausalLM), not the converted ones of transformers."
         )
     if fields.get("quantization_config") is not None:
@@ -72,28 +47,37 @@ def read_config(folder: Path) -> LlavaQwenConfig:
             f"{path} describes weights that were saved quantised; load the original checkpoint with load_8bit=True or "
             "load_4bit=True instead."
         )
+    for key in ("attn_implementation", "_attn_implementation"):
+        fields.pop(key, None)  # the kernel is this machine's affair, not that of the machine that trained
     try:
-        config = LlavaQwenConfig.from_dict(fields)
-    except (StrictDataclassError, TypeError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path} has an invalid value: {one_line(error)}") from error
-    check_supported(config, str(path))
-    return config
+        return LlavaQwenConfig.from_dict(fields)
+    except Exception as error:  # transformers passes on whatever impossible values lead to
+        raise CheckpointError(f"{path} has an invalid value: {reason(error)}") from error
 
 
-def check_supported(config: LlavaQwenConfig, where: str) -> None:
-    """Refuse settings that this version does not follow; a tower named by a local path gets its published name.
+def check_supported(config: LlavaQwenConfig, where: str) -> LlavaQwenForCausalLM:
+    """Refuse settings that this version does not follow, before anything large is read.
+
+    Returns:
+        The model that the config describes, on the meta device.
 
     Raises:
-        CheckpointError: naming the setting.
+        CheckpointError: naming all of them.
     """
+    problems = []
     if getattr(config, "mm_use_im_start_end", False):
-        raise CheckpointError(f"{where} wraps images in <im_start> and <im_end> tokens, which is not supported.")
+        problems.append("mm_use_im_start_end wraps images in <im_start> and <im_end> tokens, which is not supported.")
     if getattr(config, "add_faster_video", False):
-        raise CheckpointError(f"{where} adds a second stream of video tokens (add_faster_video): not supported.")
-    tower = getattr(config, "mm_vision_tower", None)
-    published = {name.rpartition("/")[2]: name for name in PUBLISHED_TOWERS}
-    if isinstance(tower, str):
-        config.mm_vision_tower = published.get(tower.rstrip("/").rpartition("/")[2], tower)
+        problems.append("add_faster_video adds a second stream of video tokens, which is not supported.")
+    results: list[Any] = []
+    for part in (meta_model, video_layout, longest_prompt, checkpoint_compression):
+        try:
+            results.append(part(config))
+        except Exception as error:  # also whatever values of another type lead to
+            problems.append(reason(error))
+    if problems:
+        raise CheckpointError(f"{where}: {' '.join(dict.fromkeys(problems))}")
+    return results[0]
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -177,44 +161,43 @@ def check_weights(folder: Path, config: LlavaQwenConfig, supplied: Collection[st
     weights = read_weight_files(folder)
     if weights.problems:
         raise CheckpointError(weights.problems[0])
-    try:
-        model = meta_model(config)
-    except UserError:
-        raise
-    except (TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
-        raise CheckpointError(f"The config.json in {folder} fits no model: {one_line(error)}") from error
     found = {name: header for name, header in weights.tensors.items() if name not in supplied}
-    differ = differences(found, model)
-    missing = tuple(name for name in differ.missing if name not in supplied)
-    if missing:
-        raise CheckpointError(
-            f"{folder} lacks {len(missing)} of the model's weights: {sample(missing)}.{explain_missing(missing)}"
-        )
-    if differ.misshaped:
-        raise CheckpointError(f"Weights in {folder} do not fit its config.json: {sample(differ.misshaped)}.")
+    differ = differences(found, meta_model(config))
+    differ = replace(differ, missing=tuple(name for name in differ.missing if name not in supplied))
+    if problems := differ.problems(str(folder), limit=4):
+        raise CheckpointError(problems[0])
     if differ.unexpected:
-        logger.warning("%s holds weights that the model does not use: %s", folder, sample(differ.unexpected))
+        logger.warning("%s holds weights that the model does not use: %s", folder, sample(groups(differ.unexpected)))
     return weights
 
 
 def read_generation_config(folder: Path) -> None:
-    """Check generation_config.json if there is one: transformers would silently ignore a damaged file.
+    """Check generation_config.json if there is one. transformers would silently ignore a damaged file, and complain
+    of an impossible value only after it has read all weights.
 
     Raises:
-        CheckpointError: not a JSON object.
+        CheckpointError: not a JSON object, or an impossible value.
     """
-    if (folder / "generation_config.json").exists():
-        read_json(folder / "generation_config.json")
+    path = folder / "generation_config.json"
+    if not path.exists():
+        return
+    fields = read_json(path)
+    try:
+        GenerationConfig.from_dict(fields)
+    except Exception as error:  # transformers passes on whatever impossible values lead to
+        raise CheckpointError(f"{path} has an invalid value: {reason(error)}") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file.
 
     Raises:
-        CheckpointError: not valid JSON, or something else than an object.
+        CheckpointError: unreadable, not valid JSON, or something else than an object.
     """
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{path} is not valid JSON ({error}); download it again.") from error
     if not isinstance(fields, dict):

@@ -56,7 +56,7 @@ class LlavaMetaModel:
         self.vision_tower = SigLipVisionTower(config, attn_implementation=config._attn_implementation)
         if config.mm_hidden_size != self.vision_tower.hidden_size:
             raise ConfigError(
-                f"mm_hidden_size is {config.mm_hidden_size} but the vision tower's features have "
+                f"mm_hidden_size is {config.mm_hidden_size!r} but the vision tower's features have "
                 f"{self.vision_tower.hidden_size} dimensions."
             )
         self.mm_projector = build_vision_projector(config)

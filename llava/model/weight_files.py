@@ -4,7 +4,7 @@ import json
 import math
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from transformers.utils import check_torch_load_is_safe
 
 from llava.errors import CheckpointError
-from llava.model.error_text import one_line
+from llava.model.error_text import one_line, sample
 
 WEIGHT_FILES = (
     "model.safetensors",
@@ -59,52 +59,73 @@ class WeightFiles:
         names: file names, as the index names them.
         tensors: header of every tensor in the files that could be read.
         problems: one sentence for each file that is missing or cannot be read.
+        lost: names of the tensors that the index places in such files.
     """
 
     names: list[str] = field(default_factory=list)
     tensors: dict[str, TensorHeader] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    lost: set[str] = field(default_factory=set)
 
 
 def read_weight_files(folder: Path) -> WeightFiles:
     """Read the headers of all weight files of a checkpoint; what is wrong with them is collected, not raised."""
-    found = next((folder / name for name in WEIGHT_FILES if (folder / name).exists()), None)
+    return collect_headers(folder, lambda name: (folder / name).exists(), lambda name: read_header(folder / name))
+
+
+def collect_headers(
+    folder: Path, exists: Callable[[str], bool], read: Callable[[str], dict[str, TensorHeader]]
+) -> WeightFiles:
+    """What `read_weight_files` does, for weight files that need not be in the folder itself.
+
+    Args:
+        folder: where the index is, if there is one.
+        exists: whether the checkpoint has a file of this name.
+        read: the headers in a file of this name; a file that it refuses with a CheckpointError is a problem.
+    """
+    found = next(filter(exists, WEIGHT_FILES), None)
     if found is None:
         return WeightFiles(
             problems=[f"{folder} has no weights: expected model.safetensors or model.safetensors.index.json."]
         )
-    weights = WeightFiles(names=[found.name])
+    weights = WeightFiles(names=[found])
+    file_of: dict[str, str] = {}  # by tensor
     try:
-        if found.name.endswith(".index.json"):
-            weights.names = shard_names(found)
+        if found.endswith(".index.json"):
+            file_of = read_index(folder / found)
+            weights.names = sorted(set(file_of.values()))
     except CheckpointError as error:
         weights.problems.append(str(error))
         return weights
     for name in weights.names:
-        if not (folder / name).exists():
-            weights.problems.append(f"{found} names {name}, which is missing; download the checkpoint again.")
-            continue
         try:
-            weights.tensors |= read_header(folder / name)
+            if not exists(name):
+                raise CheckpointError(
+                    f"{folder / found} names {name}, which is missing; download the checkpoint again."
+                )
+            weights.tensors |= read(name)
         except CheckpointError as error:
             weights.problems.append(str(error))
+            weights.lost |= {tensor for tensor, file in file_of.items() if file == name}
     return weights
 
 
-def shard_names(index: Path) -> list[str]:
-    """The files that an index distributes the tensors over, sorted.
+def read_index(index: Path) -> dict[str, str]:
+    """The file of each tensor in an index.
 
     Raises:
         CheckpointError: not an index, or one that names files outside its folder.
     """
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        file_of = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"].items())
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{index} is not a valid weight index; download it again.") from error
-    outside = [name for name in names if not isinstance(name, str) or Path(name).name != name]
-    if outside or not names:
-        raise CheckpointError(f"{index} is not a valid weight index: it names {outside or 'no file'}.")
-    return names
+    outside = [name for name in file_of.values() if not isinstance(name, str) or Path(name).name != name]
+    if outside or not file_of:
+        raise CheckpointError(
+            f"{index} is not a valid weight index: it names {sample(map(str, outside)) or 'no file'}."
+        )
+    return file_of
 
 
 def read_header(file: Path) -> dict[str, TensorHeader]:
@@ -126,7 +147,7 @@ def _safetensors_header(file: Path) -> dict[str, TensorHeader]:
                 part = opened.get_slice(name)
                 dtype = part.get_dtype()
                 headers[name] = TensorHeader(tuple(part.get_shape()), DTYPES.get(dtype, dtype))
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{file} is damaged or incomplete ({error}); download it again.") from error
     return headers
 

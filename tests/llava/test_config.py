@@ -1,9 +1,13 @@
 from pathlib import Path
 
 import pytest
+from published import CHECKPOINTS, config_of
 
 from llava.config import load_experiment, setting_name
+from llava.conversation import conv_templates
 from llava.errors import ConfigError
+from llava.model.language_model.llava_qwen import LlavaQwenConfig
+from llava.model.video_layout import video_layout
 from llava.token_compression import CompressionConfig
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
@@ -14,6 +18,7 @@ video: {num_frames: 16}
 compression: {method: scissor, temporal: false}
 evaluation: {data: standin, retention_ratios: [1.0, 0.5, 0.1]}
 """
+SWEEP = "evaluation: {retention_ratios: [1.0, 0.1]}\n"
 
 
 @pytest.fixture
@@ -24,10 +29,68 @@ def example(tmp_path):
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_shipped_configs_load_and_sweep(path):
+def test_shipped_configs_load_and_say_how_to_run_them(path):
     experiment = load_experiment(path)
     assert experiment.name == path.stem or path.stem.startswith(experiment.name)
-    assert len({setting_name(config) for config in experiment.compressions}) == len(experiment.compressions) > 1
+    assert experiment.model.conv_template in conv_templates
+    assert len({setting_name(config) for config in experiment.compressions}) == len(experiment.compressions)
+    if experiment.evaluation.data == "hub":
+        assert experiment.model.dtype == "bfloat16"
+        assert f"# bash scripts/eval_videomme.sh configs/{path.name}" in path.read_text()
+    assert load_experiment(path, ["compression.retention_ratio=0.1"]).compressions == (
+        CompressionConfig(retention_ratio=0.1),
+    )
+
+
+def test_there_is_a_config_for_every_published_checkpoint():
+    paths = [load_experiment(path).model.path for path in CONFIGS]
+    assert sorted(path for path in paths if path != "tiny") == sorted(CHECKPOINTS)
+
+
+@pytest.mark.parametrize(
+    ("stem", "frames", "tokens", "newlines"),
+    [("onevision_7b", 32, 6272, 1), ("llava_video_7b", 64, 64 * 169, 64 * 13), ("scissor_baseline_7b", 32, 6272, 0)],
+)
+def test_tokens_of_a_video_are_those_of_the_published_evaluations(stem, frames, tokens, newlines):
+    experiment = load_experiment(CONFIGS[0].with_name(f"{stem}.yaml"))
+    config = LlavaQwenConfig.from_dict(config_of(experiment.model.path))
+    for key, value in experiment.model.overwrite_config.items():
+        setattr(config, key, value)
+    assert experiment.video.num_frames == frames
+    layout = video_layout(config, frames)
+    assert (layout.tokens, layout.newlines) == (tokens, newlines)
+
+
+@pytest.mark.parametrize(
+    ("content", "overrides"),
+    [
+        ("name: a\n", []),
+        ("name: a\ncompression: {method: checkpoint}\n", []),
+        ("name: a\ncompression: {method: checkpoint, retention_ratio: null}\n", []),
+        ("name: a\ncompression: {method: scissor}\n" + SWEEP, ["compression.method=checkpoint"]),
+    ],
+)
+def test_without_a_budget_the_checkpoint_decides(tmp_path, content, overrides):
+    path = tmp_path / "one.yaml"
+    path.write_text(content)
+    assert load_experiment(path, overrides).compressions == (None,)
+    assert setting_name(None) == "checkpoint"
+    tenth = [*overrides, "compression.retention_ratio=0.1"]
+    assert load_experiment(path, tenth).compressions == (CompressionConfig(retention_ratio=0.1),)
+
+
+def test_a_sweep_can_be_asked_for_where_the_checkpoint_would_decide(tmp_path):
+    path = tmp_path / "one.yaml"
+    path.write_text("name: a\n")
+    experiment = load_experiment(path, ["evaluation.retention_ratios=[1.0, 0.1]"])
+    assert [setting_name(config) for config in experiment.compressions] == ["r100", "r10"]
+
+
+def test_the_checkpoints_settings_are_not_mixed_with_others(tmp_path):
+    path = tmp_path / "one.yaml"
+    path.write_text("name: a\ncompression: {method: checkpoint, merge: false}\n")
+    with pytest.raises(ConfigError, match="leave out merge"):
+        load_experiment(path)
 
 
 def test_sweep_has_one_setting_per_ratio_and_keeps_the_options(example):
@@ -124,6 +187,7 @@ def test_setting_names_tell_settings_apart():
     configs = [
         CompressionConfig(method="none"),
         CompressionConfig(retention_ratio=0.1),
+        None,
         CompressionConfig(retention_ratio=0.15),
         CompressionConfig(retention_ratio=0.1, temporal=False),
         CompressionConfig(retention_ratio=0.1, merge=False),

@@ -72,6 +72,24 @@ def test_every_sample_logs_its_tokens_and_times(lm, videos, tmp_path):
     assert lm.qa.model.token_compression is None
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("ckpt_a", CompressionConfig(method="none")),
+        ("ckpt_b", CompressionConfig(similarity_threshold=0.9, error_tolerance=0.05, images=True)),
+    ],
+)
+def test_without_a_compression_the_checkpoint_decides(videos, tmp_path, name, expected):
+    lm = LlavaScissor(ModelConfig(path=str(CHECKPOINT.with_name(name)), device="cpu"), VideoConfig(num_frames=2))
+    assert lm.compression == expected
+    lm.start(None, AnswerLog(tmp_path, "s" * 12))
+    generate(lm, videos[:1])
+    (key,) = lm.keys["task", 0]
+    (stats,) = lm.log.get(key)["videos"]
+    assert stats["similarity_threshold"] == expected.similarity_threshold
+    assert stats["source_tokens"] == 50
+
+
 def test_a_logged_answer_is_reused_under_the_same_settings_only(lm, videos, tmp_path, monkeypatch):
     lm.start(TENTH, AnswerLog(tmp_path, "s" * 12))
     answer = generate(lm, videos[:1])

@@ -196,3 +196,15 @@ def test_mistakes_are_user_errors(tiny_checkpoint, qa, tmp_path):
 def test_from_config_keeps_the_experiments_video_settings(tiny_checkpoint, clip):
     config = dataclasses.replace(ModelConfig(), path=str(tiny_checkpoint), device="cpu")
     assert VideoQA.from_config(config, VideoConfig(fps=1.0)).ask(clip, QUESTION, max_new_tokens=1).frames == 3
+
+
+def test_from_config_replaces_keys_of_the_checkpoints_config(tiny_checkpoint):
+    config = ModelConfig(path=str(tiny_checkpoint), device="cpu", mm_newline_position="grid")
+    loaded = VideoQA.from_config(config).model.config
+    assert (loaded.mm_newline_position, loaded.mm_spatial_pool_mode) == ("grid", "bilinear")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_balanced_model_is_on_the_cpu_where_there_is_no_gpu(tiny_checkpoint):
+    model = VideoQA.from_config(ModelConfig(path=str(tiny_checkpoint), device="balanced")).model
+    assert (model.device.type, model.dtype) == ("cpu", torch.float32)

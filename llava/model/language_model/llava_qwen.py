@@ -20,6 +20,7 @@ class LlavaQwenConfig(Qwen2Config):
     """Qwen2's configuration plus LLaVA's `mm_*` keys, which are kept as plain attributes."""
 
     model_type = "llava_qwen"
+    mm_spatial_pool_mode = "bilinear"  # of checkpoints that do not name one, as LLaVA-OneVision is evaluated
 
     def to_diff_dict(self) -> dict[str, Any]:
         """What is saved: also `rope_theta` and `torch_dtype`, for programs that read the older names."""

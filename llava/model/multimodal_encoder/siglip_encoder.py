@@ -8,6 +8,7 @@ from transformers import SiglipVisionConfig
 from transformers.models.siglip.modeling_siglip import SiglipEncoder, SiglipPreTrainedModel, SiglipVisionEmbeddings
 
 from llava.errors import CheckpointError, UserError
+from llava.model.error_text import one_line
 from llava.model.multimodal_encoder.image_processor import SigLipImageProcessor
 
 PUBLISHED_TOWERS: dict[str, dict[str, Any]] = {
@@ -28,19 +29,25 @@ PUBLISHED_TOWERS: dict[str, dict[str, Any]] = {
 def vision_config_of(config: Any) -> SiglipVisionConfig:
     """The tower's configuration: the checkpoint's `vision_config`, or else the published one of the named tower.
 
+    A tower may be named by a local path, as by the training scripts; its last component tells which one it is.
+
     Raises:
-        CheckpointError: no `vision_config`, and `mm_vision_tower` is not a tower this version knows.
+        CheckpointError: an invalid `vision_config`, or none, and `mm_vision_tower` is not a tower this version knows.
     """
     fields = getattr(config, "vision_config", None)
     if fields is None:
         name = config.mm_vision_tower
-        if name not in PUBLISHED_TOWERS:
+        published = {known.rpartition("/")[2]: PUBLISHED_TOWERS[known] for known in PUBLISHED_TOWERS}
+        fields = published.get(str(name).rstrip("/").rpartition("/")[2])
+        if fields is None:
             raise CheckpointError(
                 f"The checkpoint names the vision tower {name!r}, which this version does not know "
                 f"({', '.join(PUBLISHED_TOWERS)}); add its SigLIP configuration to config.json as vision_config."
             )
-        fields = PUBLISHED_TOWERS[name]
-    return SiglipVisionConfig(**{key: value for key, value in fields.items() if key != "model_type"})
+    try:
+        return SiglipVisionConfig(**{key: value for key, value in fields.items() if key != "model_type"})
+    except Exception as error:  # transformers passes on whatever impossible values lead to
+        raise CheckpointError(f"The vision_config in config.json is invalid: {one_line(error)}") from error
 
 
 class _VisionModel(nn.Module):
