@@ -2,12 +2,13 @@
 
 A sample is a dictionary as `llava.lmms_eval_model` logs it, with the keys added by `eval.worker`:
 `score` (0 to 1, or None where the benchmark has no score per sample) and `group` (task_type, duration, kind ...).
+A result is what `eval.worker` writes.
 """
 
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,33 +89,69 @@ def spread(values: Iterable[float]) -> dict[str, float] | None:
 
 
 def table(results: Sequence[tuple[Path, dict[str, Any]]]) -> str:
-    """The table that ends a run: one row per result file; times are medians over the questions."""
-    head = ["setting", "accuracy % (95 % interval)", "tokens/video", "min", "max"]
-    head += [f"{stage.replace('_', ' ')} ms" for stage in TABLE_STAGES] + ["result"]
-    rows = [head] + [_row(path, result) for path, result in results]
+    """What ends a run: a table with one row per result file, whose times are medians over the questions.
+
+    Below it: the parts of the paper's figure where that is a mean, and what to know about a judge and a submission.
+    """
+    cells = [_cells(path, result) for path, result in results]
+    heads = list(cells[0])
+    rows = [heads, *([row.get(head, "-") for head in heads] for row in cells)]
+    blocks = [_aligned(rows, left=(0, len(heads) - 1)) + "\n\nms: median over the questions."]
+    parts = [result["figure"]["parts"] for _, result in results if result["figure"]]
+    if parts and len(parts[0]) > 1:
+        lines = [[name, *(f"{part[name]:.2f}" for part in parts)] for name in parts[0]]
+        blocks.append(_aligned([["", *(row["setting"] for row in cells)], *lines], left=(0,)))
+    blocks += [note for _, result in results for note in _notes(result)]
+    return "\n\n".join(blocks)
+
+
+def _cells(path: Path, result: dict[str, Any]) -> dict[str, str]:
+    """A row of the table by heads of columns. A benchmark has a figure, an accuracy, both, or neither."""
+    summary, figure = result["summary"], result["figure"]
+    accuracy, tokens = summary["accuracy"], summary["tokens_after"]
+    cells = {"setting": result["setting"]}
+    if figure:
+        cells[figure["label"]] = f"{figure['value']:.2f}"
+    if accuracy:
+        low, high = accuracy["interval"]
+        cells["accuracy % (95 % interval)"] = f"{accuracy['percent']:.1f} ({low:.1f} to {high:.1f})"
+    scores = [f"{name} {value:.2f}" for task in result["tasks"].values() for name, value in task["scores"].items()]
+    if scores and not figure and not accuracy:
+        cells["lmms-eval's scores"] = ", ".join(scores)
+    cells |= {
+        "tokens/video": f"{tokens['mean']:.1f}" if tokens else "-",
+        "min": f"{tokens['min']}" if tokens else "-",
+        "max": f"{tokens['max']}" if tokens else "-",
+    }
+    for stage in TABLE_STAGES:
+        times = summary["milliseconds"].get(stage)
+        cells[f"{stage.replace('_', ' ')} ms"] = f"{times['median']:.1f}" if times else "-"
+    return cells | {"result": str(path)}
+
+
+def _notes(result: dict[str, Any]) -> Iterator[str]:
+    """What to know about one setting apart from its numbers."""
+    if submission := result["submission"]:
+        yield (
+            f"{result['setting']}: the right answers are not public. The benchmark's server scores the submission:\n"
+            f"curl -X POST -H 'Content-Type: application/json' -d @{submission['path']} {submission['server']}"
+        )
+    if judge := result["judge"]:
+        unusable = f", of which {judge['unusable']} could not be read and count as 0" if judge["unusable"] else ""
+        yield (
+            f"{result['setting']}: {judge['verdicts']} verdicts{unusable}, by {', '.join(judge['models'])} at "
+            f"{judge['base_url']}."
+        )
+
+
+def _aligned(rows: Sequence[Sequence[str]], left: Sequence[int]) -> str:
+    """Rows in columns, the first row underlined; the columns `left` are text, the others numbers."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    # The first and the last column are text, the others numbers.
     lines = [
         "  ".join(
-            cell.ljust(width) if column in (0, len(head) - 1) else cell.rjust(width)
+            cell.ljust(width) if column in left else cell.rjust(width)
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in rows
     ]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], "", "ms: median over the questions."])
-
-
-def _row(path: Path, result: dict[str, Any]) -> list[str]:
-    summary = result["summary"]
-    tokens, score = summary["tokens_after"], summary["accuracy"]
-    cells = [result["setting"]]
-    if score:
-        low, high = score["interval"]
-        cells.append(f"{score['percent']:.1f} ({low:.1f} to {high:.1f})")
-    else:
-        cells.append(", ".join(f"{name} {value:.1f}" for name, value in result["benchmark_scores"].items()) or "-")
-    cells += [f"{tokens['mean']:.1f}", f"{tokens['min']}", f"{tokens['max']}"] if tokens else ["-", "-", "-"]
-    for stage in TABLE_STAGES:
-        times = summary["milliseconds"].get(stage)
-        cells.append(f"{times['median']:.1f}" if times else "-")
-    return [*cells, str(path)]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])

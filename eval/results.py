@@ -3,16 +3,20 @@
 results/<name>/<benchmark>/<setting>/result.json     scores, token and time statistics, environment
                                      samples.jsonl   every question with its answer, score, tokens and times
                                      answers-*.jsonl  the same as they were given: what a run is resumed from
+                                     submission.json  where a server scores the answers
+                                     submissions/     what lmms-eval's task itself writes, if anything
+                             verdicts/               what the judge said, where there is one
 """
 
 import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from eval.benchmarks import find_benchmark
 from llava.answer_log import settings_fingerprint
 from llava.assets import tiny_model_path
 from llava.config import Experiment, ModelConfig, setting_name
@@ -41,10 +45,11 @@ def result_fingerprint(experiment: Experiment, compression: CompressionConfig | 
     parts = (
         answer_fingerprint(experiment, compression),
         evaluation.benchmark,
+        repr(evaluation.judge) if find_benchmark(evaluation.benchmark).verdict else "",
         str(evaluation.limit),
         str(evaluation.max_new_tokens),
         standin.name if standin else "hub",
-        *(Path(__file__).with_name(name).read_text() for name in ("worker.py", "report.py")),
+        *(Path(__file__).with_name(name).read_text() for name in ("worker.py", "report.py", "benchmarks.py")),
     )
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
@@ -69,7 +74,7 @@ def prepare_folder(folder: Path, resume: bool) -> None:
         older = _read_result(folder / "result.json")
         if older:
             suffix = str(older.get("fingerprint"))[:12]
-            for name in ("result.json", "samples.jsonl"):
+            for name in ("result.json", "samples.jsonl", "submission.json"):
                 if (folder / name).exists():
                     os.replace(folder / name, (folder / name).with_suffix(f".{suffix}{Path(name).suffix}"))
         if not resume:
@@ -77,6 +82,22 @@ def prepare_folder(folder: Path, resume: bool) -> None:
                 path.unlink()
     except OSError as error:
         raise _cannot_write(folder, error) from error
+
+
+def append_event(events: Path, event: Mapping[str, Any]) -> None:
+    """Tell the process that follows `events`, a file of JSON lines, of progress or of an error."""
+    with events.open("a") as file:
+        file.write(json.dumps(event) + "\n")
+
+
+def write_submission(folder: Path, samples: Iterable[Mapping[str, Any]]) -> Path:
+    """Write submission.json, the answers in the form that the benchmark's server takes; return where it lies."""
+    answers = {question: answer for sample in samples for question, answer in sample["submission"].items()}
+    try:
+        _write_whole(folder / "submission.json", json.dumps(answers, indent=1) + "\n")
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
+    return folder / "submission.json"
 
 
 def write_result(folder: Path, result: dict[str, Any], samples: Iterable[dict[str, Any]]) -> None:

@@ -20,16 +20,19 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from eval.benchmarks import find_benchmark
+from eval.judge import Judge, serve
 from eval.report import table
 from eval.results import (
     answer_fingerprint,
+    append_event,
     benchmark_folder,
     finished_result,
     prepare_folder,
     result_fingerprint,
     setting_folder,
 )
-from eval.standin import write_standin
+from eval.standin import standin_home, write_standin
 from llava.cli_errors import run
 from llava.config import Experiment, load_experiment, setting_name
 from llava.errors import DeviceError, UserError
@@ -43,30 +46,34 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values that replace the file's")
     arguments = parser.parse_args(argv)
     experiment = load_experiment(arguments.config, arguments.overrides)
+    evaluation = experiment.evaluation
     processes = number_of_processes(experiment)
-    standin = prepare_data(experiment)
+    standin = standin_home(evaluation).resolve() if evaluation.data == "standin" else None
     fingerprints = {c: result_fingerprint(experiment, c, standin) for c in experiment.compressions}
     pending: dict[str, dict[str, str]] = {}
     for compression, fingerprint in fingerprints.items():
         folder = setting_folder(experiment, compression)
-        if experiment.evaluation.resume and finished_result(folder, fingerprint):
+        if evaluation.resume and finished_result(folder, fingerprint):
             print(f"{setting_name(compression)}: finished before, see {folder / 'result.json'}", flush=True)
         else:
-            prepare_folder(folder, experiment.evaluation.resume)
             answers = answer_fingerprint(experiment, compression)
             pending[setting_name(compression)] = {"answers": answers, "result": fingerprint}
     if pending:
+        judge = prepare_judge(experiment)
+        for compression in fingerprints:
+            if setting_name(compression) in pending:
+                prepare_folder(setting_folder(experiment, compression), evaluation.resume)
+        if standin:
+            write_standin(evaluation)
         job = {"config": arguments.config, "overrides": arguments.overrides, "settings": pending}
         try:
-            evaluate(experiment, job, standin, processes)
+            evaluate(experiment, job, standin, processes, judge)
         except KeyboardInterrupt:
             print("\nInterrupted. Finished answers are kept: run the same command again to go on.", file=sys.stderr)
             return 130
     paths = [setting_folder(experiment, compression) / "result.json" for compression in fingerprints]
     results = [(path, json.loads(path.read_text())) for path in paths]
-    print(
-        f"\n{experiment.name} on {experiment.evaluation.benchmark}, {results[0][1]['summary']['samples']} questions\n"
-    )
+    print(f"\n{experiment.name} on {evaluation.benchmark}, {results[0][1]['summary']['samples']} questions\n")
     print(table(results))
     return 0
 
@@ -85,15 +92,25 @@ def number_of_processes(experiment: Experiment) -> int:
     return wanted
 
 
-def prepare_data(experiment: Experiment) -> Path | None:
-    """The HF_HOME that holds the stand-in of the benchmark, written now if need be; None for real data."""
+def prepare_judge(experiment: Experiment) -> Judge | None:
+    """The judge of a benchmark that has one, which has answered a first question.
+
+    Raises:
+        UserError: there is no key, or the judge does not answer.
+    """
     evaluation = experiment.evaluation
-    if evaluation.data == "hub":
+    benchmark = find_benchmark(evaluation.benchmark)
+    if not benchmark.verdict:
         return None
-    return write_standin(Path(evaluation.data_dir), evaluation.videos, evaluation.seed).resolve()
+    folder = benchmark_folder(experiment) / "verdicts"
+    judge = Judge(evaluation.judge, benchmark, folder, evaluation.resume)
+    judge.check()
+    return judge
 
 
-def evaluate(experiment: Experiment, job: dict[str, Any], standin: Path | None, processes: int) -> None:
+def evaluate(
+    experiment: Experiment, job: dict[str, Any], standin: Path | None, processes: int, judge: Judge | None = None
+) -> None:
     """Run `eval.worker` on the job, showing its progress.
 
     Raises:
@@ -110,12 +127,14 @@ def evaluate(experiment: Experiment, job: dict[str, Any], standin: Path | None, 
         command += ["--main_process_port", "0", "--module"]
     command += ["eval.worker", str(job_file)]
     tqdm.write(f"Evaluating {', '.join(job['settings'])}; the log is {log}", file=sys.stderr)
-    with log.open("w") as output:
-        worker = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, env=worker_environment(experiment, standin)
-        )
-        with _stopped_on_exit(worker):
-            error = follow(worker, events)
+    environment = worker_environment(experiment, standin)
+    with contextlib.ExitStack() as stack:
+        output = stack.enter_context(log.open("w"))
+        if judge:
+            environment |= stack.enter_context(serve(judge, lambda event: append_event(events, event)))
+        worker = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
+        stack.enter_context(_stopped_on_exit(worker))
+        error = follow(worker, events)
     events.unlink()
     job_file.unlink()
     if error:
@@ -131,6 +150,8 @@ def evaluate(experiment: Experiment, job: dict[str, Any], standin: Path | None, 
 def worker_environment(experiment: Experiment, standin: Path | None) -> dict[str, str]:
     """Environment variables of the worker: with a stand-in, datasets come from there and from nowhere else."""
     environment = dict(os.environ)
+    home = Path(environment.get("HF_HOME") or "~/.cache/huggingface").expanduser()
+    environment["HF_HOME"] = str(home)  # some tasks of lmms-eval have no default for it, or a wrong one
     path = [str(CHECKOUT), environment.get("PYTHONPATH", "")]
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, path))
     environment["TOKENIZERS_PARALLELISM"] = "false"
@@ -139,15 +160,14 @@ def worker_environment(experiment: Experiment, standin: Path | None) -> dict[str
     if standin:
         environment.pop("HF_DATASETS_CACHE", None)
         environment.pop("LMMS_EVAL_DATASETS_CACHE", None)
-        hub = Path(environment.get("HF_HOME", "~/.cache/huggingface")).expanduser() / "hub"
-        environment.setdefault("HF_HUB_CACHE", str(hub))  # models are still found where they were
+        environment.setdefault("HF_HUB_CACHE", str(home / "hub"))  # models are still found where they were
         environment["HF_HOME"] = str(standin)
         environment["HF_HUB_OFFLINE"] = "1"
     return environment
 
 
 def follow(worker: subprocess.Popen, events: Path) -> str | None:
-    """Show the worker's progress until it ends; the message of the error it met, if any."""
+    """Show the worker's progress until it ends; the message of the first error, which ends it, if any."""
     error: str | None = None
     setting: str | None = None
     bar: Any = None
@@ -156,12 +176,13 @@ def follow(worker: subprocess.Popen, events: Path) -> str | None:
     for event in _tail(worker, events):
         if "error" in event:
             error = error or event["error"]
+            worker.terminate()
             continue
         if event["setting"] != setting:
             if bar is not None:
                 bar.close()
             setting, done, total = event["setting"], {}, {}
-            bar = tqdm(desc=setting, unit="question", mininterval=0.5 if sys.stderr.isatty() else 10)
+            bar = tqdm(desc=setting, unit="", mininterval=0.5 if sys.stderr.isatty() else 10)
         done[event["rank"]], total[event["rank"]] = event["done"], event["total"]
         bar.total = sum(total.values())
         bar.update(sum(done.values()) - bar.n)

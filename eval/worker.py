@@ -1,38 +1,45 @@
 """One process of an evaluation: `python -m eval.worker JOB`, started by `eval.run`, alone or by `accelerate launch`.
 
 JOB is a JSON file: `config` and `overrides` of the experiment, `settings` to evaluate with their fingerprints, and
-`events`, the file to which progress and errors are appended as JSON lines. The model is loaded once, lmms-eval's own
-task is run at every setting, and process 0 writes the result files.
+`events`, the file to which progress and errors are appended as JSON lines. The data are looked for, the model is loaded
+once, lmms-eval's own tasks are run at every setting, and process 0 writes the result files.
 """
 
 import json
 import os
+import statistics
 import sys
+from argparse import Namespace
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import lmms_eval.tasks
 import torch
 from accelerate.utils import gather_object
 from lmms_eval.evaluator import simple_evaluate
-from lmms_eval.tasks import TaskManager, get_task_dict
 
+from eval.benchmarks import Benchmark, find_benchmark
 from eval.environment import describe_environment
+from eval.judge import judge_report
+from eval.lmms_tasks import Tasks, check_videos, in_document_order, load_tasks, split_of
 from eval.report import summarize
-from eval.results import as_plain, setting_folder, write_result
+from eval.results import append_event, as_plain, setting_folder, write_result, write_submission
 from eval.standin import read_kinds
 from llava.answer_log import AnswerLog
 from llava.config import Experiment, load_experiment, setting_name
 from llava.errors import UserError
-from llava.lmms_eval_model import LlavaScissor
+from llava.lmms_eval_model import LlavaScissor, make_accelerator
 from llava.token_compression import CompressionConfig
 
 Answers = dict[tuple[str, int], list[dict[str, Any]]]
 
-GROUPS = ("task_type", "duration", "question_type", "category")
+GROUPS = ("task_type", "duration", "question_type", "category", "type")
 """Columns of a benchmark by which accuracy is also given, where they exist; `kind` comes from the stand-in."""
+
+JUDGED_AT_ONCE = 4
+"""How many answers one process has judged at the same time."""
 
 
 def main(job_file: str) -> int:
@@ -41,7 +48,7 @@ def main(job_file: str) -> int:
     try:
         evaluate(load_experiment(job["config"], job["overrides"]), job["settings"], events)
     except UserError as error:
-        _append(events, {"error": str(error)})
+        append_event(events, {"error": str(error)})
         return 2
     return 0
 
@@ -51,9 +58,16 @@ def evaluate(experiment: Experiment, settings: dict[str, dict[str, str]], events
     evaluation = experiment.evaluation
     if evaluation.threads is not None:
         torch.set_num_threads(evaluation.threads)
+    benchmark = find_benchmark(evaluation.benchmark)
+    make_accelerator()  # before a task makes one that does not wait as long
+    tasks = load_tasks(benchmark)
+    if benchmark.dataset:
+        check_videos(benchmark, tasks, evaluation.limit)
     lm = LlavaScissor(experiment.model, experiment.video)
-    manager = task_manager(evaluation.benchmark)
-    load_data(evaluation.benchmark, manager)
+    in_document_order(tasks, lm.world_size)
+    if benchmark.submission:
+        for task in tasks.values():
+            task.aggregation().clear()  # it would send the answers to the benchmark's server
     for compression in experiment.compressions:
         setting = setting_name(compression)
         if setting not in settings:
@@ -61,79 +75,55 @@ def evaluate(experiment: Experiment, settings: dict[str, dict[str, str]], events
         folder, fingerprints = setting_folder(experiment, compression), settings[setting]
 
         def report(done: int, total: int, setting: str = setting) -> None:
-            _append(events, {"setting": setting, "rank": lm.rank, "done": done, "total": total})
+            append_event(events, {"setting": setting, "rank": lm.rank, "done": done, "total": total})
 
         lm.start(compression, AnswerLog(folder, fingerprints["answers"], lm.rank), report)
         output = simple_evaluate(
             model=lm,
-            tasks=[evaluation.benchmark],
+            tasks=list(tasks.values()),
             batch_size=1,
             limit=evaluation.limit,
             gen_kwargs=f"max_new_tokens={evaluation.max_new_tokens}" if evaluation.max_new_tokens else None,
-            task_manager=manager,
             bootstrap_iters=0,
+            cli_args=Namespace(output_path=str(folder), process_with_media=True),
+            # Tasks guess where an answer names no option; in one thread they always guess the same.
+            process_docs_parallel=JUDGED_AT_ONCE if benchmark.verdict else 1,
         )
         keys = dict(gather_object(list(lm.keys.items())))
         if lm.rank == 0:
             # The other processes have logged all their answers by now: read them anew.
             log = AnswerLog(folder, fingerprints["answers"])
             answers = {document: [log[key] for key in dict.fromkeys(of)] for document, of in keys.items()}
-            result, samples = assemble(experiment, compression, output, answers, lm)
+            result, samples = assemble(experiment, compression, tasks, output, answers, lm)
+            if benchmark.submission:
+                path = write_submission(folder, chain(*output["samples"].values()))
+                result["submission"] = {"path": str(path), "server": benchmark.submission}
             write_result(folder, {"fingerprint": fingerprints["result"], **result}, samples)
-
-
-def task_manager(benchmark: str) -> TaskManager:
-    """An index of the benchmark's own folder alone where there is one: the index of all tasks takes ten seconds."""
-    folder = Path(lmms_eval.tasks.__file__).parent / benchmark
-    if folder.is_dir():
-        return TaskManager("WARNING", include_path=str(folder), include_defaults=False)
-    return TaskManager("WARNING")
-
-
-def load_data(benchmark: str, manager: TaskManager) -> None:
-    """Have lmms-eval fetch the benchmark's data, or find them in its cache.
-
-    Raises:
-        UserError: an unknown benchmark, or data that are neither here nor to be had.
-    """
-    if benchmark not in manager.all_tasks:
-        raise UserError(f"lmms-eval has no task {benchmark!r}: `python -m lmms_eval --tasks list` prints those it has.")
-    try:
-        get_task_dict([benchmark], manager, "simple")
-    except Exception as error:  # datasets and huggingface_hub raise many kinds for the same thing
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(
-            f"The data of {benchmark} cannot be loaded ({type(error).__name__}: {reason}). lmms-eval downloads them on "
-            "first use: check the network, and for gated data `hf auth login`; on a machine without a network, copy "
-            "the folder that HF_HOME names from one that has them, or use evaluation.data=standin."
-        ) from error
 
 
 def assemble(
     experiment: Experiment,
     compression: CompressionConfig | None,
+    tasks: Tasks,
     output: dict[str, Any],
     answers: Answers,
     lm: LlavaScissor,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The result and the samples of one setting, from lmms-eval's output and the logged answers."""
-    benchmark = experiment.evaluation.benchmark
+    benchmark = find_benchmark(experiment.evaluation.benchmark)
     home = Path(os.environ["HF_HOME"]) if experiment.evaluation.data == "standin" else None
-    kinds = read_kinds(home) if home else {}
-    samples = [
-        _sample(sample, answers[benchmark, sample["doc_id"]], kinds)
-        for sample in sorted(output["samples"][benchmark], key=lambda sample: sample["doc_id"])
-    ]
-    split, dataset = next(iter(lm.task_dict[benchmark].items()))
+    samples = list(_samples(benchmark, tasks, output, answers, home))
+    if any(sample["score"] is not None and not 0 <= sample["score"] <= 1 for sample in samples):
+        samples = [sample | {"score": None} for sample in samples]  # marks, of which there is no accuracy
+    scores = {name: _numbers(output["results"][name]) for name in tasks}
     result = {
         "name": experiment.name,
-        "benchmark": benchmark,
+        "benchmark": benchmark.name,
         "setting": setting_name(compression),
-        "benchmark_scores": {
-            metric.partition(",")[0]: value
-            for metric, value in output["results"][benchmark].items()
-            if isinstance(value, float | int) and "stderr" not in metric
-        },
+        "tasks": {name: {**_describe(task), "scores": scores[name]} for name, task in tasks.items()},
+        "figure": _figure(benchmark, scores) if benchmark.figure else None,
+        "submission": None,
+        "judge": judge_report(experiment.evaluation.judge) if benchmark.verdict else None,
         "summary": summarize(samples),
         "environment": describe_environment()
         | {
@@ -141,55 +131,92 @@ def assemble(
             "device": str(lm.device),
             "dtype": str(lm.qa.model.dtype).removeprefix("torch."),
             "attn_implementation": lm.qa.model.config._attn_implementation,
-            "dataset": {
-                "name": output["configs"][benchmark].get("dataset_path"),
-                "source": home.name if home else "hub",
-                "split": split,
-                "rows": len(dataset),
-                "fingerprint": dataset._fingerprint,
-            },
+            "data": home.name if home else "hub",
         },
         "config": as_plain(experiment, lm.compression),
     }
     return result, samples
 
 
-def _sample(sample: dict[str, Any], records: Sequence[dict[str, Any]], kinds: dict[str, str]) -> dict[str, Any]:
-    """One document of the benchmark with its score and what its requests, one or one per choice, took."""
-    document = sample["doc"]
-    group = {name: document[name] for name in GROUPS if isinstance(document.get(name), str)}
-    if document.get("question_id") in kinds:
-        group["kind"] = kinds[document["question_id"]]
+def _samples(
+    benchmark: Benchmark, tasks: Tasks, output: dict[str, Any], answers: Answers, home: Path | None
+) -> Iterator[dict[str, Any]]:
+    """Every document of the benchmark with its score and what its requests, one or one per choice, took."""
+    kinds = read_kinds(home) if home else {}
+    for name, task in tasks.items():
+        kinds_here = kinds.get(task.config.dataset_name) or next(iter(kinds.values()), None)
+        for sample in sorted(output["samples"][name], key=lambda sample: sample["doc_id"]):
+            document = sample["doc"]
+            group = {column: document[column] for column in GROUPS if isinstance(document.get(column), str)}
+            if kinds_here:
+                group["kind"] = kinds_here[sample["doc_id"]]
+            if len(tasks) > 1:
+                group["task"] = name
+            score = benchmark.score(sample, task)
+            yield {
+                "task": name,
+                "doc_id": sample["doc_id"],
+                "target": sample["target"],
+                "score": None if score is None else float(score),
+                "verdict": _verdict(sample) if benchmark.verdict else None,
+                "group": group,
+                **_records(answers[name, sample["doc_id"]]),
+            }
+
+
+def _records(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What the logged answers to one document say together."""
     milliseconds: dict[str, float] = defaultdict(float)
     for record in records:
         for stage, value in record["milliseconds"].items():
             milliseconds[stage] += value
     return {
-        "doc_id": sample["doc_id"],
         "question": records[0]["question"],
         "responses": [record["response"] for record in records],
-        "target": sample["target"],
-        "score": _score(sample),
-        "group": group,
         "visuals": records[0]["visuals"],
         "videos": records[0]["videos"],
         "milliseconds": milliseconds,
     }
 
 
-def _score(sample: dict[str, Any]) -> float | None:
-    """The score between 0 and 1 of one document, where the benchmark's metric has one per document."""
-    for name, value in sample.items():
-        if name in ("acc", "exact_match") and isinstance(value, float | int):
-            return float(value)
-        if isinstance(value, dict) and isinstance(value.get("score"), float | int):
-            return float(value["score"])
-    return None
+def _verdict(sample: dict[str, Any]) -> dict[str, float]:
+    """The judge's scores of one answer, by metric."""
+    return {name: value["score"] for name, value in sample.items() if isinstance(value, dict) and "score" in value}
 
 
-def _append(events: Path, event: dict[str, Any]) -> None:
-    with events.open("a") as file:
-        file.write(json.dumps(event) + "\n")
+def _describe(task: Any) -> dict[str, Any]:
+    """The data of a task."""
+    split = split_of(task)
+    dataset = task.dataset[split]
+    return {
+        "dataset": task.config.dataset_path,
+        "configuration": task.config.dataset_name,
+        "split": split,
+        "rows": len(dataset),
+        "fingerprint": dataset._fingerprint,
+    }
+
+
+def _numbers(results: dict[str, Any]) -> dict[str, float]:
+    """lmms-eval's scores of one task, by metric."""
+    return {
+        metric.partition(",")[0]: value
+        for metric, value in results.items()
+        if isinstance(value, float | int) and metric != "samples" and "stderr" not in metric
+    }
+
+
+def _figure(benchmark: Benchmark, scores: dict[str, dict[str, float]]) -> dict[str, Any]:
+    """The paper's figure and the parts that it is the mean of."""
+    figure = benchmark.figure
+    assert figure is not None
+    parts = {
+        metric.removeprefix(figure.metric) or task.removeprefix(f"{benchmark.task}_"): figure.scale * value
+        for task, metrics in scores.items()
+        for metric, value in metrics.items()
+        if metric.startswith(figure.metric)
+    }
+    return {"label": figure.label, "value": statistics.fmean(parts.values()), "parts": parts}
 
 
 if __name__ == "__main__":

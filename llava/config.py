@@ -61,16 +61,38 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
+class JudgeConfig:
+    """The language model that scores the free answers of some benchmarks, behind an OpenAI-compatible address.
+
+    Its key is read from the environment variable OPENAI_API_KEY alone. Scores by different judges cannot be compared.
+
+    Attributes:
+        base_url: what comes before `/chat/completions`, for example http://127.0.0.1:8000/v1.
+        model: the name by which that address knows the judge; by default the one that lmms-eval asks.
+    """
+
+    base_url: str = "https://api.openai.com/v1"
+    model: str = "gpt-4o-2024-11-20"
+
+    def __post_init__(self) -> None:
+        if not self.base_url.startswith(("http://", "https://")):
+            raise ConfigError(f"base_url: {self.base_url!r} must start with http:// or https://.")
+        if "@" in self.base_url:
+            raise ConfigError("base_url: leave user name and password out, as it is written to the results.")
+
+
+@dataclass(frozen=True)
 class EvaluationConfig:
     """What is measured, and where the results go.
 
     Attributes:
-        benchmark: a task of lmms-eval, by its own name.
+        benchmark: one of those in `eval.benchmarks`, or any task of lmms-eval by its own name.
         data: "hub" reads the benchmark's own data as lmms-eval does; "standin" writes and reads procedural videos.
         data_dir: where stand-ins are written.
         videos: how many videos the stand-in has; seed: which ones.
         retention_ratios: the settings of a sweep, used when `compression` names no budget; 1.0 keeps everything.
-        limit: evaluate only the first questions of the benchmark.
+        judge: who scores the answers of the benchmarks that need a judge.
+        limit: evaluate only the first questions of each of the benchmark's tasks.
         max_new_tokens: at most so many tokens per answer; the benchmark's own number when None.
         num_processes: "auto" is one per CUDA device, or one on the CPU.
         threads: CPU threads of each process; PyTorch's own choice when None. Results on a CPU are the same for any
@@ -85,6 +107,7 @@ class EvaluationConfig:
     videos: int = 60
     seed: int = 0
     retention_ratios: tuple[float, ...] = ()
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
     limit: int | None = None
     max_new_tokens: int | None = None
     num_processes: int | Literal["auto"] = "auto"
@@ -100,10 +123,6 @@ class EvaluationConfig:
             value = getattr(self, name)
             if isinstance(value, int) and value < 1:
                 raise ConfigError(f"{name}: {value} must be at least 1.")
-        if self.data == "standin" and self.benchmark != "videomme":
-            raise ConfigError(
-                f"data: there is a stand-in of 'videomme' alone, not of {self.benchmark!r}; use data=hub."
-            )
 
 
 @dataclass(frozen=True)
@@ -230,4 +249,11 @@ def _with_override(mapping: Mapping[str, Any], override: str) -> dict[str, Any]:
     if section == "compression" and key in BUDGETS and value is not None:
         # A budget replaces the one that was there, and is nothing without a method that has one.
         values = {k: v for k, v in values.items() if k not in BUDGETS and (k, v) not in WITHOUT_BUDGET}
-    return {**mapping, section: {**values, key: value}}
+    return {**mapping, section: _replaced(values, key.split("."), value)}
+
+
+def _replaced(values: Mapping[str, Any], keys: Sequence[str], value: Any) -> dict[str, Any]:
+    """A copy of nested mappings with `value` at the end of `keys`, as in evaluation.judge.model."""
+    first, *rest = keys
+    inner = values.get(first)
+    return {**values, first: _replaced(inner if isinstance(inner, dict) else {}, rest, value) if rest else value}

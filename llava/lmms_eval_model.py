@@ -46,6 +46,11 @@ def manifest() -> Any:
     return ModelManifest(model_id="llava_scissor", simple_class_path=f"{__name__}.LlavaScissor")
 
 
+def make_accelerator() -> Accelerator:
+    """One whose processes wait for the slowest of them, which may be hours behind. The first one made decides."""
+    return Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=7))])
+
+
 class LlavaScissor(lmms):
     """Answers the requests of one process; under `accelerate launch` each process has its own device and requests.
 
@@ -62,8 +67,7 @@ class LlavaScissor(lmms):
             UserError: the checkpoint, the device or the configuration is wrong.
         """
         super().__init__()
-        # Processes wait for the slowest one, which may be hours behind.
-        self.accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=7))])
+        self.accelerator = make_accelerator()
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
         if self.accelerator.device.type == "cuda" and model.device in ("auto", "cuda"):
             model = dataclasses.replace(model, device=f"cuda:{self.accelerator.local_process_index}")
@@ -167,7 +171,7 @@ class LlavaScissor(lmms):
         """
         try:
             visuals = doc_to_visual(self.task_dict[task][split][doc_id]) or []
-        except SystemExit as error:  # what tasks of lmms-eval do about a missing video
+        except (SystemExit, FileNotFoundError) as error:  # what tasks of lmms-eval do about a missing video
             raise UserError(
                 f"{task}, document {doc_id}: {error}. lmms-eval keeps a benchmark's videos in the folder that HF_HOME "
                 "names (default ~/.cache/huggingface): remove the benchmark's folder there to have them fetched anew."

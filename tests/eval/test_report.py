@@ -74,8 +74,53 @@ def test_spread_is_ordered(values):
     assert math.isfinite(numbers["std"])
 
 
+def result(samples, **more):
+    tasks = {"task": {"scores": {"metric": 0.5}}}
+    base = {"setting": "r10", "summary": summarize(samples), "tasks": tasks, "figure": None, "judge": None}
+    return base | {"submission": None} | more
+
+
+PATH = Path("results/x/result.json")
+SAMPLES = [sample("a", 1.0, 10), sample("b", 0.0, 30)]
+UNSCORED = [sample("a", None, 10), sample("b", None, 30)]
+
+
 def test_table_has_a_row_with_every_number_for_each_result():
-    result = {"setting": "r10", "summary": summarize([sample("a", 1.0, 10), sample("b", 0.0, 30)])}
-    lines = table([(Path("results/x/result.json"), result)] * 2).splitlines()
+    lines = table([(PATH, result(SAMPLES))] * 2).splitlines()
     assert len(lines) == 6
     assert re.fullmatch(r"r10 +50\.0 \(.+ to .+\) +20\.0 +10 +30 +10\.0 +- +20\.0 +results/x/result\.json", lines[2])
+
+
+def test_marks_stand_under_their_own_head_and_are_no_percentages():
+    figure = {"label": "mean score 0-5", "value": 3.27, "parts": {"context": 3.5, "temporal": 3.04}}
+    lines = table([(PATH, result(UNSCORED, figure=figure))] * 2).splitlines()
+    assert re.match(r"setting +mean score 0-5 +tokens/video", lines[0])
+    assert re.match(r"r10 +3\.27 +20\.0", lines[2])
+    assert "%" not in lines[0] + lines[2]
+    parts = [line.split() for line in lines if line.startswith(("context", "temporal"))]
+    assert parts == [["context", "3.50", "3.50"], ["temporal", "3.04", "3.04"]]
+
+
+def test_a_figure_stands_next_to_the_accuracy_over_questions():
+    figure = {"label": "mean of categories %", "value": 62.5, "parts": {"mlvu_dev": 62.5}}
+    head, _, row, *rest = table([(PATH, result(SAMPLES, figure=figure))]).splitlines()
+    assert re.match(r"setting +mean of categories % +accuracy % \(95 % interval\)", head)
+    assert re.match(r"r10 +62\.50 +50\.0 \(", row)
+    assert not any("mlvu_dev" in line for line in rest)
+
+
+def test_without_figure_and_accuracy_lmms_evals_scores_are_shown_if_there_are_any():
+    assert "metric 0.50" in table([(PATH, result(UNSCORED))])
+    head = table([(PATH, result(UNSCORED, tasks={"egoschema": {"scores": {}}}))]).splitlines()[0]
+    assert head.split()[:2] == ["setting", "tokens/video"]
+
+
+def test_notes_say_where_a_submission_lies_and_who_judged():
+    submission = {"path": "results/x/submission.json", "server": "https://server/upload/"}
+    assert "-d @results/x/submission.json https://server/upload/" in table(
+        [(PATH, result(UNSCORED, submission=submission))]
+    )
+    judge = {"verdicts": 20, "unusable": 0, "models": ["gpt-x"], "base_url": "https://host/v1"}
+    assert "r10: 20 verdicts, by gpt-x at https://host/v1." in table([(PATH, result(SAMPLES, judge=judge))])
+    noted = table([(PATH, result(SAMPLES, judge=judge | {"unusable": 3}))])
+    assert "20 verdicts, of which 3 could not be read and count as 0" in noted

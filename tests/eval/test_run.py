@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from fake_judge import fake_judge
 
 from eval import run, standin
 from eval.results import finished_result, prepare_folder
@@ -110,12 +111,11 @@ def test_an_interrupted_run_goes_on_and_two_processes_give_the_same(config, inte
         assert result["summary"]["accuracy"] == result_of_two["summary"]["accuracy"]
         assert result["summary"]["retention_ratio"]["mean"] == ratio
         assert (result["environment"]["processes"], result_of_two["environment"]["processes"]) == (1, 2)
-        assert result["benchmark_scores"]["videomme_perception_score"] == pytest.approx(
-            result["summary"]["accuracy"]["percent"]
-        )
+        task = result["tasks"]["videomme"]
+        assert task["scores"] == {"videomme_perception_score": pytest.approx(result["summary"]["accuracy"]["percent"])}
+        assert (task["dataset"], task["split"], task["rows"]) == ("lmms-eval/Video-MME", "test", 16)
         assert {"vision_tower", "compression", "prefill"} <= set(result["summary"]["milliseconds"])
         assert {"torch", "transformers", "lmms-eval"} <= set(result["environment"]["packages"])
-        assert result["environment"]["dataset"]["rows"] == 16
         assert result["environment"]["hardware"]["torch_threads"] == 1
         assert result["config"]["video"]["num_frames"] == 2
 
@@ -126,6 +126,26 @@ def test_an_interrupted_run_goes_on_and_two_processes_give_the_same(config, inte
     again = capsys.readouterr().out
     assert again.count("finished before") == 2
     assert table.strip() in again
+
+
+@pytest.mark.slow
+def test_a_judge_serves_all_processes_and_keeps_its_verdicts(config, monkeypatch, capsys):
+    """Through the command, the processes and the judge, up to the table."""
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
+    overrides = ["evaluation.benchmark=activitynetqa", "evaluation.num_processes=2", "evaluation.limit=3"]
+    overrides += ["evaluation.retention_ratios=[0.2]", "evaluation.judge.model=judge"]
+    with fake_judge(lambda _: "{'pred': 'yes', 'score': 4}") as (url, requests):
+        assert run.main([str(config), *overrides, f"evaluation.judge.base_url={url}"]) == 0
+    output = capsys.readouterr().out
+    assert "score 0-5" in output
+    assert f"r20: 3 verdicts, by fake-1 at {url}." in output
+    assert 1 < len(requests) <= 4  # the first is the check; equal answers to equal questions are judged once
+    folder = config.parent / "results" / "example" / "activitynetqa"
+    result, samples = read(folder, "r20")
+    assert (result["environment"]["processes"], len(samples)) == (2, 3)
+    assert (result["figure"]["value"], result["summary"]["accuracy"]["percent"]) == (4, 100)
+    assert len(list((folder / "verdicts").iterdir())) == 1
+    assert not any(b"sk-very-secret" in path.read_bytes() for path in folder.rglob("*") if path.is_file())
 
 
 def job_that(code, events):
@@ -142,6 +162,14 @@ with open({events!r}, "a") as file:
     file.write('"done": 1, "total": 2}}\\n{{"error": "no such model"}}\\n{{"error": "later"}}\\n')
 """
     assert run.follow(job_that(code, events), events) == "no such model"
+
+
+def test_follow_ends_a_worker_for_which_someone_else_reports_an_error(tmp_path):
+    events = tmp_path / "events"
+    events.write_text('{"error": "the judge is away"}\n')
+    worker = job_that("import time; time.sleep(1000)", events)
+    assert run.follow(worker, events) == "the judge is away"
+    assert worker.wait(timeout=60)
 
 
 def test_a_worker_that_dies_is_reported_with_its_log(config, monkeypatch, tmp_path, capsys):
@@ -166,30 +194,32 @@ def test_a_worker_reports_a_missing_checkpoint(config, tmp_path):
     (tmp_path / "job.json").write_text(json.dumps(job))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setattr(worker, "load_tasks", lambda _: {})
         assert worker.main(str(tmp_path / "job.json")) == 2
     (event,) = map(json.loads, (tmp_path / "events").read_text().splitlines())
     assert "no/such-checkpoint" in event["error"]
-
-
-def test_data_that_cannot_be_loaded_and_unknown_benchmarks_are_user_errors(monkeypatch):
-    from eval import worker
-
-    manager = worker.task_manager("videomme")
-    with pytest.raises(UserError, match="no task 'videonone'"):
-        worker.load_data("videonone", manager)
-
-    def unreachable(*_):
-        raise ConnectionError("Couldn't reach the hub")
-
-    monkeypatch.setattr(worker, "get_task_dict", unreachable)
-    with pytest.raises(UserError, match=r"Couldn't reach the hub.*evaluation\.data=standin"):
-        worker.load_data("videomme", manager)
 
 
 def test_an_output_folder_that_cannot_be_written_is_a_user_error(config, tmp_path):
     (tmp_path / "taken").write_text("")
     with pytest.raises(UserError, match=r"taken.*evaluation\.output_dir"):
         run.main([str(config), f"evaluation.output_dir={tmp_path / 'taken'}"])
+
+
+def test_a_judged_benchmark_without_a_key_stops_before_anything_is_written(config, tmp_path, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    folders = [f"evaluation.output_dir={tmp_path / 'results'}", f"evaluation.data_dir={tmp_path / 'data'}"]
+    with pytest.raises(UserError, match="OPENAI_API_KEY"):
+        run.main([str(config), "evaluation.benchmark=videochatgpt", *folders])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "words"), [("mmmu_val", "no stand-in.*data=hub.*videomme"), ("mvbench", "videos is 4.*at least 20")]
+)
+def test_what_has_no_standin_is_a_user_error(config, benchmark, words):
+    with pytest.raises(UserError, match=words):
+        run.main([str(config), f"evaluation.benchmark={benchmark}"])
 
 
 def test_an_older_result_is_kept_under_another_name(tmp_path):
@@ -239,6 +269,9 @@ def test_with_a_standin_datasets_come_from_there_alone(config, tmp_path, monkeyp
     assert "HF_DATASETS_CACHE" not in environment
     untouched = run.worker_environment(load_experiment(config), None)
     assert (untouched["HF_HOME"], untouched["HF_DATASETS_CACHE"]) == ("/models", "/elsewhere")
+    monkeypatch.delenv("HF_HOME")
+    home = run.worker_environment(load_experiment(config), None)["HF_HOME"]
+    assert home == str(Path("~/.cache/huggingface").expanduser())
 
 
 def test_the_scripts_are_valid_bash():

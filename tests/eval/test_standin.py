@@ -2,10 +2,10 @@ import json
 import os
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from standin_videos import make_videos
 
 from eval.standin import read_kinds, write_home, write_video
 from eval.videos import make_videos as world_videos
@@ -14,22 +14,6 @@ from llava.errors import UserError
 from llava.video import VideoConfig, load_video
 
 FINGERPRINT = "0123456789abcdef" * 4
-
-
-def make_videos(count):
-    for index in range(count):
-        questions = [
-            SimpleNamespace(
-                text=f"Which color has object {number}?",
-                options=["red", "green", "blue", "yellow"],
-                answer=number,
-                kind="color" if number else "count",
-                task_type="Attribute Perception" if number else "Counting Problem",
-            )
-            for number in range(3)
-        ]
-        frames = np.full((6, 32, 48, 3), 40 * index, dtype=np.uint8)
-        yield SimpleNamespace(index=index, frames=frames, fps=4.0, duration="short", questions=questions)
 
 
 READ_BACK = """
@@ -68,7 +52,7 @@ def test_lmms_evals_own_task_reads_the_standin(tmp_path):
         assert row["answer"] == "ABCD"[answer]
         assert sample["scores"] == [float(letter == answer) for letter in range(4)]
         assert f"Which color has object {answer}?\nA. red\nB. green\nC. blue\nD. yellow\nPOST" in sample["prompt"]
-        assert kinds[row["question_id"]] == ("color" if answer else "count")
+        assert kinds["videomme"][number] == ("color" if answer else "count")
         assert sample["path"].startswith(str(home))
 
 

@@ -128,6 +128,13 @@ def test_overrides_reach_every_section_and_the_last_one_counts(example):
     assert [config.retention_ratio for config in experiment.compressions] == [0.25]
 
 
+def test_an_override_reaches_a_section_in_a_section_and_keeps_its_other_values(example):
+    overrides = ["evaluation.judge.model=local", "evaluation.judge.base_url=http://127.0.0.1:8000/v1"]
+    judge = load_experiment(example, overrides).evaluation.judge
+    assert (judge.model, judge.base_url) == ("local", "http://127.0.0.1:8000/v1")
+    assert load_experiment(example, overrides[:1]).evaluation.judge.base_url == "https://api.openai.com/v1"
+
+
 @pytest.mark.parametrize(
     ("override", "words"),
     [
@@ -143,7 +150,10 @@ def test_overrides_reach_every_section_and_the_last_one_counts(example):
         ("evaluation.limit=0", ["limit", "0"]),
         ("evaluation.retention_ratios=[0.5,2]", ["retention_ratios", "2"]),
         ("evaluation.data=cloud", ["data", "cloud", "standin"]),
-        ("evaluation.benchmark=mvbench", ["stand-in", "mvbench"]),
+        ("evaluation.judge.modle=x", ["modle", "did you mean 'model'"]),
+        ("evaluation.judge.base_url=localhost:8000", ["base_url", "http://"]),
+        ("evaluation.judge.base_url=https://me:secret@host/v1", ["base_url", "leave user name and password out"]),
+        ("evaluation.limit.x=1", ["limit", "a whole number"]),
         ("evaluation.limit", ["section.key=value"]),
         ("video=3", ["key of the section"]),
         ("video.num_frames=[1", ["not valid YAML"]),

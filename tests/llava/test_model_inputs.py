@@ -206,10 +206,3 @@ def test_a_mask_of_another_shape_goes_with_labels(llava):
     causal = torch.ones(4, 4, dtype=torch.bool).tril()[None, None]
     expected = llava(ids, labels=ids).loss
     torch.testing.assert_close(llava(ids, labels=ids, attention_mask=causal).loss, expected)
-
-
-def test_a_missing_pool_mode_is_named(llava, make_video):
-    """The published code fails with an AttributeError."""
-    del llava.config.mm_spatial_pool_mode
-    with pytest.raises(ConfigError, match="mm_spatial_pool_mode is None"):
-        prepare(llava, [make_video(2)])
