@@ -114,7 +114,6 @@ VIDEO = {
 SCISSOR = {
     "architectures": ["LlavaQwenZipForCausalLM"],
     "mm_patch_merge_type": "flat",
-    "mm_spatial_pool_mode": ...,
     "mm_use_zip": True,
     "mm_vision_tower": "model_zoo/google/siglip-so400m-patch14-384",
     "mm_zip_epsilon": 0.05,
