@@ -15,7 +15,8 @@ Images = torch.Tensor | Sequence[torch.Tensor]
 (3, side, side) of an image without crops; as a list, or as a 5-D tensor of items of equal length.
 
 A 4-D tensor is a batch of images, as LLaVA-NeXT takes it: each becomes its patches and nothing else, without newline
-and never compressed. To have the images treated as a list of them is, pass `list(tensor)`.
+and never compressed. To have the images treated as a list of them is, pass `list(tensor)`. With one modality that
+is "video" it is the frames of one video. (LLaVA-NeXT then sees the first frame and drops the others.)
 """
 
 MODALITIES = ("image", "video", "text")
@@ -54,6 +55,8 @@ def visual_items(
     """
     if images is None:
         return []
+    if isinstance(images, torch.Tensor) and images.ndim == 4 and modalities in ("video", ["video"], ("video",)):
+        return [VisualItem(images, "video")]
     count = len(images)
     per_item = [modalities] * count if isinstance(modalities, str) else list(modalities)
     if isinstance(images, torch.Tensor) and images.ndim != 5:

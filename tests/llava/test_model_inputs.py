@@ -141,11 +141,16 @@ def test_videos_of_another_shape(llava, shape, message):
         prepare(llava, [torch.zeros(shape)])
 
 
-@pytest.mark.parametrize("shape", [(1, 3, 32, 32), (4, 3, 32, 32), (3, 32, 32)])
-def test_a_video_is_no_4d_tensor(llava, shape):
-    """The published code takes the first frame alone."""
+@pytest.mark.parametrize("modalities", ["video", ["video"]])
+def test_a_4d_tensor_of_one_video_is_its_frames(llava, make_video, modalities):
+    """lmms-eval's `llava_onevision` hands in frames like this; the published code takes the first one alone."""
+    assert torch.equal(prepare(llava, make_video(4), modalities)[4], prepare(llava, [make_video(4)], modalities)[4])
+
+
+@pytest.mark.parametrize(("shape", "modalities"), [((2, 3, 32, 32), ["video"] * 2), ((3, 32, 32), "video")])
+def test_several_videos_are_no_4d_tensor(llava, shape, modalities):
     with pytest.raises(UserError, match="pass a list"):
-        prepare(llava, torch.zeros(shape))
+        prepare(llava, torch.zeros(shape), modalities)
 
 
 def test_images_are_tensors(llava):

@@ -81,10 +81,13 @@ class SigLipVisionTower(nn.Module):
     """The vision tower of a LLaVA model, with the image processor that belongs to it.
 
     Attributes:
+        is_loaded: always true; scripts written for LLaVA-NeXT load a tower that is not.
         image_processor: turns frames into this tower's pixel tensor.
         num_patches_per_side, num_patches: patch grid of one frame.
         hidden_size: width of the features.
     """
+
+    is_loaded = True
 
     def __init__(self, config: Any, attn_implementation: str | None = None) -> None:
         super().__init__()
