@@ -71,7 +71,7 @@ def images():
 
 def requests(kind, client, visuals, questions=QUESTIONS, second=GREEDY):
     """Requests as lmms-eval's tasks make them, one document for each question."""
-    client.task_dict = {"task": {"test": dict.fromkeys(range(len(questions)), {"visuals": visuals})}}
+    client.task_dict = {"task": {"test": {number: {"visuals": visuals} for number in range(len(questions))}}}
     return [
         Instance(
             kind,
