@@ -78,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, (key, metavar, text) in FLAGS.items():
         ask.add_argument(f"--{name.replace('_', '-')}", metavar=metavar, help=f"{text} [{key}]")
     ask.add_argument("--max-new-tokens", metavar="N", default="128", help="longest answer, in tokens (default: 128)")
+    ask.add_argument("--stream", action="store_true", help="print the answer as it is written")
     ask.add_argument("--verbose", action="store_true", help="show log messages, library warnings and tracebacks")
     check = commands.add_parser(
         "check",
@@ -101,6 +102,8 @@ def _ask(arguments: argparse.Namespace, overrides: list[str]) -> None:
 
     experiment, compresses = _experiment(arguments, overrides)
 
+    from transformers import TextStreamer
+
     from llava.pipeline import VideoQA
 
     if not arguments.verbose:
@@ -111,8 +114,10 @@ def _ask(arguments: argparse.Namespace, overrides: list[str]) -> None:
         arguments.question,
         compression=experiment.compressions[0] if compresses else None,
         max_new_tokens=max_new_tokens,
+        streamer=TextStreamer(qa.tokenizer, skip_special_tokens=True) if arguments.stream else None,
     )
-    print(answer.text)
+    if not arguments.stream:
+        print(answer.text)
     print()
     print(report(answer))
 

@@ -28,7 +28,7 @@ def load_pretrained_model(
     load_4bit: bool = False,
     device_map: Any = "auto",
     torch_dtype: str | torch.dtype | None = None,
-    attn_implementation: str = "sdpa",
+    attn_implementation: str | None = "sdpa",
     customized_config: LlavaQwenConfig | None = None,
     overwrite_config: dict[str, Any] | None = None,
     multimodal: bool = True,
@@ -48,7 +48,7 @@ def load_pretrained_model(
             or a map from parts of the model to devices, "cpu" and "disk".
         torch_dtype: "float32", "float16", "bfloat16" or a torch dtype; by default float16 on a GPU as in
             LLaVA-NeXT, float32 on the CPU.
-        attn_implementation: "sdpa", "eager" or "flash_attention_2".
+        attn_implementation: "sdpa", "eager" or "flash_attention_2"; None is "sdpa".
         customized_config: used instead of the checkpoint's config.json.
         overwrite_config: single config keys to replace.
         **kwargs: `max_memory`, such as {0: "20GiB", "cpu": "60GiB"}, bounds what "auto" uses; everything else is
@@ -65,6 +65,7 @@ def load_pretrained_model(
     """
     on_gpu = uses_gpu(device_map)
     dtype = _dtype(torch_dtype, on_gpu)
+    attn_implementation = attn_implementation or "sdpa"
     _check_attention(attn_implementation, dtype, on_gpu)
     bits = _bits(kwargs.pop("load_in_8bit", load_8bit), kwargs.pop("load_in_4bit", load_4bit))
 

@@ -48,7 +48,7 @@ def items_per_row(rows: Sequence[torch.Tensor], items: int) -> list[list[int]]:
     if items != sum(placeholders) and not dummies:
         raise UserError(
             f"The prompts hold {sum(placeholders)} <image> placeholders but {items} images or videos were given; "
-            "give exactly one for each placeholder."
+            'give exactly one for each placeholder; a video is one: images=[frames], modalities=["video"].'
         )
     assignment, start = [], 0
     for count in placeholders:
