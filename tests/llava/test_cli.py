@@ -67,6 +67,14 @@ def test_ask_prints_the_answer_tokens_and_milliseconds(ask, capsys):
     assert numbers["total, ms"] == pytest.approx(sum(stages), abs=0.5)
 
 
+def test_a_streamed_answer_is_the_same(ask, capsys):
+    assert ask("--max-new-tokens", "9") == 0
+    plain = capsys.readouterr().out.partition("\n\nframes")
+    assert ask("--max-new-tokens", "9", "--stream") == 0
+    assert capsys.readouterr().out.partition("\n\nframes")[:2] == plain[:2]
+    assert plain[0]
+
+
 def test_ask_takes_an_image(ask, capsys, tmp_path):
     Image.new("RGB", (60, 30)).save(tmp_path / "photo.jpg")
     assert ask("--retention-ratio", "0.25", "compression.images=true", video=tmp_path / "photo.jpg") == 0
