@@ -182,6 +182,23 @@ def test_onevision_goes_on_with_a_conversation_in_json(onevision):
     assert answer == generate(onevision, conversation.get_prompt(), **video)
 
 
+def test_onevision_plays_several_rounds(onevision):
+    """A task's doc_to_text gives the next round's visuals and question from the answers so far."""
+    rounds = []
+
+    def next_round(document, previous_output, round_idx, previous_round_info):
+        rounds.append((round_idx, list(previous_output)))
+        return document["visuals"], QUESTIONS[round_idx % 3], round_idx == 3, previous_output, None
+
+    (instance,) = requests("generate_until_multi_round", onevision, [DEMO], QUESTIONS[:1])
+    question, options, doc_to_visual, *document = instance.arguments
+    instance.arguments = (question, options | {"max_new_tokens": 8}, doc_to_visual, next_round, *document)
+    (answers,) = onevision.generate_until_multi_round([instance])
+    qa = as_video_qa(onevision, num_frames=8)
+    assert list(answers) == [ask(qa, DEMO, question) for question in QUESTIONS]
+    assert rounds == [(index, list(answers[:index])) for index in (1, 2, 3)]
+
+
 @golden
 def test_onevision_loglikelihood_is_the_loss_of_the_continuation(onevision_golden, images, monkeypatch):
     """With a visual, this version of lmms-eval reads an attribute `metadata` that none of its models has."""
