@@ -262,7 +262,7 @@ def test_vid_loglikelihood_is_the_loss_of_the_continuation(vid):
 
 @golden
 def test_llava_answers_batches_of_questions_about_images(device, images):
-    """Left or right padded by the client, with one 4-D tensor or a list of crops for the whole batch."""
+    """The client pads the prompts; the crops of all images come as one tensor."""
     client = Llava(pretrained=str(GOLDEN), conv_template="qwen_1_5", batch_size=3, **device)
     answers = client.generate_until(requests("generate_until", client, images[:1]))
     qa = as_video_qa(client)
