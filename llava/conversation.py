@@ -223,4 +223,5 @@ conv_templates = {
     "qwen_2_5": conv_qwen_2_5,
     "gemma_instruct": conv_gemma_instruct,
 }
+"""Every published prompt template by its name; copy one before adding messages."""
 default_conversation = conv_qwen

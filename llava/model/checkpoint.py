@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoTokenizer, GenerationConfig
 
-from llava.errors import CheckpointError, UserError
+from llava.errors import CheckpointError
 from llava.model.completeness import differences, groups, meta_model
 from llava.model.error_text import one_line, reason, sample
 from llava.model.language_model.llava_qwen import LlavaQwenConfig, LlavaQwenForCausalLM
@@ -142,8 +142,6 @@ def load_weights(
                 weights_only=True,
                 **kwargs,
             )
-    except UserError:
-        raise
     except (TypeError, ValueError, ImportError, SafetensorError) as error:
         raise CheckpointError(f"The checkpoint in {folder} cannot be loaded: {one_line(error)}") from error
     missing = set(report["missing_keys"]) - {"lm_head.weight"} - set(supplied)

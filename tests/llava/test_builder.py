@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from llava.errors import CheckpointError, ConfigError, DeviceError
 from llava.model.builder import load_pretrained_model
 from llava.model.checkpoint import read_config
+from llava.model.language_model.llava_qwen import LlavaQwenForCausalLM
 from llava.model.multimodal_encoder.siglip_encoder import vision_config_of
 
 
@@ -259,6 +260,32 @@ def test_the_published_towers_configuration():
 def test_arguments_that_are_refused(tiny_checkpoint, arguments, error, message):
     with pytest.raises(error, match=message):
         load_pretrained_model(str(tiny_checkpoint), **{"device_map": "cpu", "model_base": None, **arguments})
+
+
+def test_flash_attention_does_not_compute_in_float32(tiny_checkpoint, monkeypatch):
+    monkeypatch.setattr("llava.model.builder.is_flash_attn_2_available", lambda: True)
+    monkeypatch.setattr("llava.model.builder.uses_gpu", lambda device_map: True)
+    with pytest.raises(DeviceError, match=r'float32; use torch_dtype="bfloat16"'):
+        load(tiny_checkpoint, torch_dtype="float32", attn_implementation="flash_attention_2")
+
+
+def test_an_argument_that_transformers_does_not_know(tiny_checkpoint):
+    with pytest.raises(CheckpointError, match=r"cannot be loaded: .*no_such_argument"):
+        load(tiny_checkpoint, no_such_argument=1)
+
+
+def test_a_weight_that_transformers_passes_over_is_no_random_weight(tiny_checkpoint, monkeypatch):
+    """As where transformers reads a name differently, which the headers alone cannot tell."""
+    name = "model.layers.1.mlp.up_proj.weight"
+    original = LlavaQwenForCausalLM.from_pretrained
+
+    def passing_over(*args, **kwargs):
+        model, report = original(*args, **kwargs)
+        return model, {**report, "missing_keys": {*report["missing_keys"], name}}
+
+    monkeypatch.setattr(LlavaQwenForCausalLM, "from_pretrained", passing_over)
+    with pytest.raises(CheckpointError, match=f"did not fill {name}"):
+        load(tiny_checkpoint)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

@@ -13,6 +13,7 @@ from published import write_checkpoint, write_sparse
 
 from llava.assets import tiny_model_path
 from llava.cli import main
+from llava.model.hub import resolve_folder
 
 NAME = "lmms-lab/llava-onevision-qwen2-7b-ov"
 COMMIT = "1234567890abcdef1234567890abcdef12345678"
@@ -183,3 +184,18 @@ def assert_one_error(result, words):
     assert errors.startswith("error: ")
     assert errors.count("\n") == 1
     assert words in errors
+
+
+@pytest.mark.parametrize("kinds", [[".safetensors"], [".bin"], [".safetensors", ".bin"]])
+def test_a_checkpoint_is_downloaded_with_one_kind_of_weights(hub, folder, kinds):
+    """Hubs often hold the same weights twice."""
+    for path in folder.glob("model*"):
+        path.unlink()
+    weights = {".safetensors": "model.safetensors", ".bin": "pytorch_model.bin"}
+    for kind in kinds:
+        (folder / weights[kind]).write_bytes(kind.encode())
+    local = resolve_folder(NAME)
+    assert local.is_relative_to(hub.cache)
+    assert {path.name for path in local.iterdir() if path.name in weights.values()} == {weights[kinds[0]]}
+    assert (local / "config.json").read_bytes() == (folder / "config.json").read_bytes()
+    assert (local / weights[kinds[0]]).read_bytes() == kinds[0].encode()

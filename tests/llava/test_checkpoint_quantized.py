@@ -1,5 +1,6 @@
 """8- and 4-bit loading: which layers are quantised, that answers stay close, and what is said without bitsandbytes."""
 
+import importlib.metadata
 import shutil
 
 import pytest
@@ -108,3 +109,18 @@ def test_layers_that_do_not_divide_into_blocks(make_llava, monkeypatch):
     monkeypatch.setattr(quantized.importlib, "import_module", lambda name: None)
     with pytest.raises(ConfigError, match=r"blocks of 64.*hidden_size 32"):
         quantization_config(4, make_llava().config, torch.float32)
+
+
+def test_what_transformers_is_asked_for(wide, monkeypatch):
+    monkeypatch.setattr(quantized, "is_bitsandbytes_available", lambda: True)
+    monkeypatch.setattr(quantized.importlib, "import_module", lambda name: None)
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.46.1")  # transformers asks for it, too
+    eight = quantization_config(8, wide.config, torch.bfloat16)
+    four = quantization_config(4, wide.config, torch.bfloat16)
+    assert (eight.load_in_8bit, eight.load_in_4bit) == (True, False)
+    assert (four.load_in_8bit, four.load_in_4bit) == (False, True)
+    assert (four.bnb_4bit_quant_type, four.bnb_4bit_use_double_quant) == ("nf4", True)
+    assert four.bnb_4bit_compute_dtype == torch.bfloat16
+    for config in (eight, four):
+        assert "lm_head" in config.llm_int8_skip_modules
+        assert "model.vision_tower" in config.llm_int8_skip_modules

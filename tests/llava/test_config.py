@@ -42,6 +42,12 @@ def test_shipped_configs_load_and_say_how_to_run_them(path):
     )
 
 
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_shipped_configs_are_listed_with_their_checkpoint(path):
+    checkpoint = load_experiment(path).model.path
+    assert f"| `{path.name}` | `{checkpoint}` |" in (path.parent / "README.md").read_text()
+
+
 def test_there_is_a_config_for_every_published_checkpoint():
     paths = [load_experiment(path).model.path for path in CONFIGS]
     assert sorted(path for path in paths if path != "tiny") == sorted(CHECKPOINTS)

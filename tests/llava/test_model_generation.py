@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 import torch
+from transformers import GenerationConfig, GenerationMixin
 
 from llava.constants import IMAGE_TOKEN_INDEX as IMAGE
 from llava.errors import UserError
@@ -141,6 +142,28 @@ def test_greedy_runs_warn_about_nothing(llava, make_video, caplog):
         llava.generate(PROMPT, images=[make_video(2)], modalities="video", temperature=0, max_new_tokens=2)
     assert caplog.records == []
     assert llava.generation_config.temperature == 0.7  # the model's own settings stay
+
+
+def test_a_callers_own_generation_config_is_obeyed(llava, make_video):
+    arguments = {"images": [make_video(3)], "modalities": "video"}
+    config = GenerationConfig(max_new_tokens=5, do_sample=False, pad_token_id=0)
+    config.suppress_tokens = llava.generate(PROMPT, **arguments, generation_config=config)[0].tolist()
+    answer = llava.generate(PROMPT, **arguments, generation_config=config)
+    assert answer.shape == (1, 5)
+    assert not set(answer[0].tolist()) & set(config.suppress_tokens)
+
+
+def test_transformers_own_generate_continues_text(llava):
+    """As tools call it that know nothing of images."""
+    text = torch.tensor([[5, 6, 7, 8]])
+    arguments = {"do_sample": False, "max_new_tokens": 6, "eos_token_id": None, "pad_token_id": 0}
+    answer = GenerationMixin.generate(llava, text, **arguments)
+    assert torch.equal(answer[:, 4:], llava.generate(text, **arguments))
+
+
+def test_the_model_needs_ids_or_embeddings(llava):
+    with pytest.raises(UserError, match="input_ids or inputs_embeds"):
+        llava()
 
 
 def test_generate_needs_token_ids(llava):

@@ -75,9 +75,10 @@ class LlavaQwenForCausalLM(LlavaGenerationMixin, LlavaMetaForCausalLM, Qwen2ForC
     ) -> CausalLMOutputWithPast:
         """Qwen2's forward pass after inserting `images` into the prompt.
 
-        `images`, `image_sizes` and `modalities` are those of `prepare_inputs_labels_for_multimodal`. With
-        `inputs_embeds` this is exactly Qwen2's forward pass: 4-D masks and position ids are passed on. The loss is the
-        same for left and right padding.
+        `images`, `image_sizes` and `modalities` are those of
+        `llava.model.llava_arch.LlavaMetaForCausalLM.prepare_inputs_labels_for_multimodal`. With `inputs_embeds` this
+        is exactly Qwen2's forward pass: 4-D masks and position ids are passed on. The loss is the same for left and
+        right padding.
         """
         if inputs_embeds is None:
             if input_ids is None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from llava.errors import ConfigError, UserError
 from llava.instrument import record
 from llava.token_compression import CompressionConfig, compress, list_methods, register
-from llava.token_compression.registry import _methods
+from llava.token_compression.registry import _methods, get_method
 from llava.token_compression.selection import select
 
 SIZED = ("l2norm", "random", "scissor", "uniform")
@@ -109,6 +109,17 @@ def test_everything_kept_is_the_input_bit_for_bit(method, kind, dtype, merge):
 def test_none_keeps_everything():
     features = video(2, 5)
     assert torch.equal(check(features, CompressionConfig(method="none")).tokens, features.flatten(0, 1))
+
+
+@pytest.mark.parametrize("method", list_methods())
+def test_a_method_itself_keeps_everything_in_order_when_asked_to(method):
+    """`compress` does not call a method for everything; code that does must get the same."""
+    features = video(3, 5)
+    config = CompressionConfig(method=method, retention_ratio=1.0)
+    kept = get_method(method).keep(features, config, 15)
+    assert torch.equal(kept.tokens, features.flatten(0, 1))
+    assert torch.equal(kept.positions, torch.arange(15))
+    assert torch.equal(kept.membership, torch.arange(15))
 
 
 @pytest.mark.parametrize(
