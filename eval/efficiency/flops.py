@@ -74,7 +74,16 @@ def paper_flops(layers: int, hidden: int, intermediate: int, tokens: int, new_to
     return layers * (prefill + r * step)
 
 
-def _attention_on_cpu(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+FUSED_ATTENTION = [
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu,
+    torch.ops.aten._scaled_dot_product_flash_attention,
+    torch.ops.aten._scaled_dot_product_efficient_attention,
+    torch.ops.aten._scaled_dot_product_cudnn_attention,
+]
+"""Kernels counted by `_attention`: PyTorch's own formulas leave out the first, and in older versions refuse grouped heads."""
+
+
+def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
     """`query` (rows, heads, length, width) and so on are shapes."""
     rows, heads, length, width = query
     return 2 * rows * heads * length * key[2] * (width + value[3])
@@ -83,13 +92,11 @@ def _attention_on_cpu(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> i
 def count_flops(function: Any) -> tuple[Any, dict[str, int]]:
     """Call `function` under `torch.utils.flop_counter`.
 
-    PyTorch does not count its attention kernel for the CPU, so that one is added here. The kernel of the package
-    flash-attn is no operator of PyTorch and is not counted: compare with `linear_flops`.
+    The kernel of the package flash-attn is no operator of PyTorch and is not counted: compare with `linear_flops`.
 
     Returns:
         What `function` returned, and operations by operator, as in {"aten.mm": 10}.
     """
-    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    with FlopCounterMode(display=False, custom_mapping={kernel: _attention_on_cpu}) as counter:
+    with FlopCounterMode(display=False, custom_mapping=dict.fromkeys(FUSED_ATTENTION, _attention)) as counter:
         result = function()
     return result, {str(operator): count for operator, count in counter.get_flop_counts().get("Global", {}).items()}
