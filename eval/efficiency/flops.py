@@ -80,7 +80,8 @@ FUSED_ATTENTION = [
     torch.ops.aten._scaled_dot_product_efficient_attention,
     torch.ops.aten._scaled_dot_product_cudnn_attention,
 ]
-"""Kernels counted by `_attention`: PyTorch's own formulas leave out the first, and in older versions refuse grouped heads."""
+"""Kernels counted by `_attention`: PyTorch's own formulas leave out the first, and refuse grouped heads in older
+versions."""
 
 
 def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:

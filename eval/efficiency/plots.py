@@ -50,18 +50,26 @@ def _draw_stages(axes: Any, cells: list[Mapping[str, Any]]) -> None:
 
 
 def _draw_first_token(axes: Any, cells: list[Mapping[str, Any]]) -> None:
-    """Time to first token against retention: a line per number of frames and method, bars from p10 to p90."""
-    groups = dict.fromkeys((cell_of(cell).frames, cell_of(cell).method) for cell in cells)
-    for frames, method in groups:
-        chosen = [cell for cell in cells if (cell_of(cell).frames, cell_of(cell).method) == (frames, method)]
-        chosen.sort(key=lambda cell: cell_of(cell).retention_ratio)
-        times = [cell["milliseconds"]["time_to_first_token"] for cell in chosen]
-        median = [time["median"] for time in times]
-        bars = [[time["median"] - time["p10"] for time in times], [time["p90"] - time["median"] for time in times]]
-        label = f"{frames} frames, {'uncompressed' if method == 'none' else method}"
-        ratios = [100 * cell_of(cell).retention_ratio for cell in chosen]
-        axes.errorbar(ratios, median, yerr=bars, marker="o", capsize=3, label=label)
+    """Time to first token against retention: a line per number of frames and method, its bars from p10 to p90."""
+    settings = [cell_of(cell) for cell in cells]
+    groups = dict.fromkeys((setting.frames, setting.method) for setting in settings if setting.method != "none")
+    for frames, method in groups or dict.fromkeys((setting.frames, "none") for setting in settings):
+        chosen = [
+            (setting.retention_ratio, cell["milliseconds"]["time_to_first_token"])
+            for setting, cell in zip(settings, cells, strict=True)
+            if setting.frames == frames and setting.method in (method, "none")
+        ]
+        chosen.sort(key=lambda pair: pair[0])
+        ratios = [100 * ratio for ratio, _ in chosen]
+        median = [time["median"] for _, time in chosen]
+        below = [time["median"] - time["p10"] for _, time in chosen]
+        above = [time["p90"] - time["median"] for _, time in chosen]
+        axes.errorbar(ratios, median, yerr=[below, above], marker="o", capsize=3, label=f"{frames} frames, {method}")
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.set_xlabel("tokens kept, %")
+    axes.set_xticks(ticks := sorted({100 * setting.retention_ratio for setting in settings}), [f"{x:g}" for x in ticks])
+    axes.set_xticks([], minor=True)
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}")
+    axes.set_xlabel("tokens kept, % (100: uncompressed)")
     axes.set_ylabel("milliseconds to the first token")

@@ -158,7 +158,7 @@ def _verdict(times: Mapping[str, float], baseline: Mapping[str, Any] | None) -> 
     if abs(tower - control) > DISTURBED * control:
         verdict += (
             f" But the vision tower, which compression leaves alone, took {_number(tower)} ms instead of "
-            f"{_number(control)}: other work on this machine has disturbed the measurement."
+            f"{_number(control)}: the two were not measured under like conditions."
         )
     return verdict
 
