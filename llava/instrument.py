@@ -7,6 +7,10 @@
 Code that belongs to a stage runs inside `with stage("vision_tower", device):`. Without an active recorder a stage
 costs one context-variable look-up: nothing is timed and no device is synchronised. Recorders are per context (thread
 or task), so two threads measuring two models do not mix.
+
+By default a CUDA device is synchronised at the boundaries of its stages, which keeps the processor from running ahead
+of it. With `record(events=True)` it is not: the stages mark the device's own queue, and the times are known at the
+end of the block.
 """
 
 import contextlib
@@ -31,23 +35,31 @@ class Recorder:
 
     Attributes:
         milliseconds: wall-clock milliseconds per stage name, summed over the block; devices are synchronised at
-            stage boundaries.
+            stage boundaries. Of device events, where they are asked for: complete when the block has ended.
         compressions: the `CompressionResult.stats` of every compressed video, in order.
     """
 
     milliseconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     compressions: list[Any] = field(default_factory=list)
+    _events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] | None = None
 
 
 @contextlib.contextmanager
-def record() -> Iterator[Recorder]:
-    """Record stages run in this context. Nested blocks record separately: the innermost one wins."""
-    recorder = Recorder()
+def record(events: bool = False) -> Iterator[Recorder]:
+    """Record stages run in this context. Nested blocks record separately: the innermost one wins.
+
+    Args:
+        events: time stages on CUDA devices by events on the device; stages on the CPU are timed as always.
+    """
+    recorder = Recorder(_events=[] if events else None)
     token = _active.set(recorder)
     try:
         yield recorder
     finally:
         _active.reset(token)
+    for name, start, end in recorder._events or ():
+        end.synchronize()
+        recorder.milliseconds[name] += start.elapsed_time(end)
 
 
 def active() -> Recorder | None:
@@ -62,6 +74,11 @@ def stage(name: str, device: torch.device | None = None) -> Iterator[None]:
     if recorder is None:
         yield
         return
+    if recorder._events is not None and device is not None and device.type == "cuda":
+        began = device_event(device)
+        yield
+        recorder._events.append((name, began, device_event(device)))
+        return
     _synchronise(device)
     start = time.perf_counter()
     try:
@@ -69,6 +86,13 @@ def stage(name: str, device: torch.device | None = None) -> Iterator[None]:
     finally:
         _synchronise(device)
         recorder.milliseconds[name] += 1000 * (time.perf_counter() - start)
+
+
+def device_event(device: torch.device) -> torch.cuda.Event:
+    """An event with a time, put into the current queue of a CUDA device."""
+    event = torch.cuda.Event(enable_timing=True)
+    event.record(torch.cuda.current_stream(device))
+    return event
 
 
 def _synchronise(device: torch.device | None) -> None:

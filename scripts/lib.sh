@@ -35,7 +35,7 @@ make_venv() {
     echo "Setting up $CHECKOUT/.venv with $("$base" --version) (once; a few minutes)" >&2
     "$PYTHON" -c 'import pip' >/dev/null 2>&1 || "$base" -m venv --clear "$CHECKOUT/.venv" ||
         fail "cannot make $CHECKOUT/.venv: free some space, or activate an environment of your own"
-    "$PYTHON" -m pip install -c "$CHECKOUT/constraints.txt" -e "$CHECKOUT[eval,dev,docs]" >"$log" 2>&1 &
+    "$PYTHON" -m pip install -c "$CHECKOUT/constraints.txt" -e "$CHECKOUT[eval,plot,dev,docs]" >"$log" 2>&1 &
     wait_for_pip $! "$log" || {
         tail -n 5 "$log" >&2
         fail "the packages could not be installed (all of pip's output: $log). Without a network, make a pip that" \

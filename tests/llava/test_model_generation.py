@@ -212,6 +212,13 @@ def test_every_stage_is_recorded(llava, make_video):
     assert [stats.kept_tokens for stats in recorder.compressions] == [8]
 
 
+def test_logits_are_computed_for_the_last_position_of_a_prompt_alone(llava, make_video):
+    lengths = []
+    llava.lm_head.register_forward_hook(lambda module, inputs, output: lengths.append(inputs[0].shape[1]))
+    new = llava.generate(PROMPT, images=[make_video(4)], **GREEDY)
+    assert lengths == [1] * new.shape[1]
+
+
 @torch.no_grad()
 def test_frames_go_through_the_tower_in_chunks(llava, make_video, monkeypatch):
     plain = llava.encode_frames(make_video(7))

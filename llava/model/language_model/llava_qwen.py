@@ -71,6 +71,7 @@ class LlavaQwenForCausalLM(LlavaGenerationMixin, LlavaMetaForCausalLM, Qwen2ForC
         images: Images | None = None,
         image_sizes: Sequence[Sequence[int]] | None = None,
         modalities: str | Sequence[str] = "image",
+        logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Qwen2's forward pass after inserting `images` into the prompt.
@@ -79,6 +80,9 @@ class LlavaQwenForCausalLM(LlavaGenerationMixin, LlavaMetaForCausalLM, Qwen2ForC
         `llava.model.llava_arch.LlavaMetaForCausalLM.prepare_inputs_labels_for_multimodal`. With `inputs_embeds` this
         is exactly Qwen2's forward pass: 4-D masks and position ids are passed on. The loss is the same for left and
         right padding.
+
+        `logits_to_keep` is named because `generate` looks for the name: with it, the vocabulary's logits are computed
+        for the last position of a prompt alone and not for all of its thousands of visual tokens.
         """
         if inputs_embeds is None:
             if input_ids is None:
@@ -100,6 +104,7 @@ class LlavaQwenForCausalLM(LlavaGenerationMixin, LlavaMetaForCausalLM, Qwen2ForC
                 inputs_embeds=inputs_embeds,
                 labels=labels,
                 use_cache=use_cache,
+                logits_to_keep=logits_to_keep,
                 **kwargs,
             )
 
