@@ -122,7 +122,7 @@ def build(environment: Environment, folder: Path, python: Path) -> None:
         for step in steps:
             if subprocess.run(step, stdout=log, stderr=log).returncode != 0:
                 raise BuildError(f"pip could not install it (its output: {folder / 'install.log'})")
-        # As in lib.sh: torchvision, which lmms-eval brings, may be for another build of torch, and nothing here needs it.
+        # As in lib.sh: the torchvision that lmms-eval brings may be for another build of torch; nothing here needs it.
         if subprocess.run([python, "-c", "import torch, torchvision"], capture_output=True).returncode != 0:
             subprocess.run([python, "-m", "pip", "uninstall", "-y", "torchvision"], stdout=log, stderr=log, check=True)
     stamp.write_text(wanted)
