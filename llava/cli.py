@@ -1,5 +1,7 @@
 """The command `llava-scissor`: a question about a video or image, a look at a checkpoint, the list of methods."""
 
+from __future__ import annotations  # so that a Python that is too old gets as far as being refused
+
 import argparse
 import json
 import logging
@@ -13,6 +15,7 @@ from llava import __version__
 from llava.cli_errors import run
 from llava.errors import ConfigError, UserError
 from llava.files import check_file
+from llava.versions import check_versions
 
 if TYPE_CHECKING:  # imported when a command runs, so that --help needs neither torch nor a second
     from llava.config import Experiment
@@ -41,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(argv: list[str]) -> int:
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
+    check_versions()
     unknown = [word for word in rest if word.startswith("-") or arguments.command != "ask"]
     if unknown:
         raise UserError(f"unknown argument {unknown[0]}; see `llava-scissor {arguments.command or ''} --help`.")
@@ -122,7 +126,7 @@ def _ask(arguments: argparse.Namespace, overrides: list[str]) -> None:
     print(report(answer))
 
 
-def _experiment(arguments: argparse.Namespace, overrides: list[str]) -> "tuple[Experiment, bool]":
+def _experiment(arguments: argparse.Namespace, overrides: list[str]) -> tuple[Experiment, bool]:
     """The experiment to take the settings from, and whether it says anything about compression."""
     from llava.config import build_experiment
     from llava.yaml_schema import read_mapping
@@ -144,7 +148,7 @@ def _whole_number(name: str, text: str) -> int:
     return int(text)
 
 
-def report(answer: "Answer") -> str:
+def report(answer: Answer) -> str:
     """Frames, tokens before and after compression, and milliseconds per stage, one line each."""
     from llava.instrument import STAGES
 

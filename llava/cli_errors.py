@@ -1,5 +1,7 @@
 """What a command prints, and the status it exits with, when something stops it."""
 
+from __future__ import annotations  # so that a Python that is too old gets as far as being refused
+
 import errno
 import logging
 import os

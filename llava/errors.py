@@ -27,3 +27,7 @@ class CheckpointError(UserError):
 
 class DeviceError(UserError):
     """A device, dtype or attention kernel that this machine does not offer."""
+
+
+class VersionError(UserError, ImportError):
+    """A Python, torch or transformers that is not installed in a version that this package supports."""

@@ -67,18 +67,19 @@ wait_for_pip() {
     wait "$pip"
 }
 
-# A Python that the package supports and that can make environments.
+# A Python that the package supports (pyproject.toml says which) and that can make environments.
 find_python() {
-    local candidate
-    for candidate in python3 python3.13 python3.12 python3.11 python3.10 python; do
-        if "$candidate" -c 'import ensurepip, sys, venv; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' \
+    local candidate first end
+    read -r first end <<<"$(sed -n 's/^requires-python = ">=3\.\([0-9]*\),<3\.\([0-9]*\)"$/\1 \2/p' "$CHECKOUT/pyproject.toml")"
+    for candidate in python3 $(seq -f 'python3.%g' $((end - 1)) -1 "$first") python; do
+        if "$candidate" -c "import ensurepip, sys, venv; sys.exit(not (3, $first) <= sys.version_info < (3, $end))" \
             >/dev/null 2>&1; then
             command -v "$candidate"
             return
         fi
     done
-    fail "no Python from 3.10 to 3.13 that can make environments was found; install one (Debian and Ubuntu:" \
-        "apt install python3 python3-venv) or activate an environment that has one"
+    fail "no Python from 3.$first to 3.$((end - 1)) that can make environments was found; install one (Debian and" \
+        "Ubuntu: apt install python3 python3-venv) or activate an environment that has one"
 }
 
 # evaluate BENCHMARK DEFAULT_CONFIG [CONFIG] [section.key=value ...]; a config is an argument without "=".

@@ -87,6 +87,7 @@ def write_standins(folder):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """All benchmarks evaluated; gives the folder, what the tasks told of themselves, and the judge's requests."""
+    pytest.importorskip("lmms_eval", reason="needs the extra `eval`")
     folder = tmp_path_factory.mktemp("benchmarks")
     config = folder / "example.yaml"
     with contextlib.ExitStack() as stack:

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from fake_judge import fake_judge
 
+pytest.importorskip("lmms_eval", reason="needs the extra `eval`")
+
 from eval import run, standin
 from eval.results import finished_result, prepare_folder
 from llava import answer_log

@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from llava.errors import UserError
 from llava.video import VideoConfig, load_video
 
 FINGERPRINT = "0123456789abcdef" * 4
+needs_datasets = pytest.mark.skipif(find_spec("datasets") is None, reason="needs the extra `eval`")
 
 
 READ_BACK = """
@@ -33,6 +35,7 @@ print("OUTPUT" + json.dumps(out))
 """
 
 
+@needs_datasets
 def test_lmms_evals_own_task_reads_the_standin(tmp_path):
     """In a process of its own, offline, as HF_HOME is read when the libraries are imported."""
     home = tmp_path / "home"
@@ -63,6 +66,7 @@ def test_the_same_frames_are_the_same_bytes(tmp_path):
     assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
 
 
+@needs_datasets
 def test_the_same_videos_are_the_same_bytes(tmp_path):
     for name in ("first", "second"):
         write_home(tmp_path / name, make_videos(1), FINGERPRINT)

@@ -1,13 +1,17 @@
 """Generation from embedded prompts: padding side, rotary positions, greedy defaults without warnings."""
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, Qwen2ForCausalLM
 
 from llava.errors import UserError
 from llava.model.items import Images
+
+CACHE = "cache" if "cache" in inspect.signature(Qwen2ForCausalLM.forward).parameters else "past_key_values"
+"""What the installed transformers calls the keys and values of earlier tokens; it was renamed in version 5.24."""
 
 NEUTRAL_SAMPLING = {"temperature": 1.0, "top_p": 1.0, "top_k": 50}
 """Values at which transformers takes a setting as not given."""
@@ -61,7 +65,6 @@ class LlavaGenerationMixin:
     def prepare_inputs_for_generation(
         self: Any,
         input_ids: torch.Tensor,
-        past_key_values: Any = None,
         inputs_embeds: torch.Tensor | None = None,
         prompt_position_ids: torch.Tensor | None = None,
         **kwargs: Any,
@@ -72,12 +75,13 @@ class LlavaGenerationMixin:
         own method.
         """
         step = super().prepare_inputs_for_generation(  # type: ignore[misc]
-            input_ids, past_key_values=past_key_values, inputs_embeds=inputs_embeds, **kwargs
+            input_ids, inputs_embeds=inputs_embeds, **kwargs
         )
         if prompt_position_ids is None:
             return step
         inputs = step["input_ids"] if step.get("inputs_embeds") is None else step["inputs_embeds"]
-        done = 0 if past_key_values is None else past_key_values.get_seq_length()
+        cache = step.get(CACHE)
+        done = 0 if cache is None else cache.get_seq_length()
         end = done + inputs.shape[1]
         new = torch.arange(1, end - prompt_position_ids.shape[1] + 1, device=prompt_position_ids.device)
         positions = torch.cat([prompt_position_ids, prompt_position_ids[:, -1:] + new], dim=1)

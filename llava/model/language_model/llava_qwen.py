@@ -12,7 +12,7 @@ from llava.constants import IGNORE_INDEX
 from llava.errors import UserError
 from llava.instrument import stage
 from llava.model.items import Images
-from llava.model.language_model.generation import LlavaGenerationMixin
+from llava.model.language_model.generation import CACHE, LlavaGenerationMixin
 from llava.model.llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
 
 
@@ -84,6 +84,8 @@ class LlavaQwenForCausalLM(LlavaGenerationMixin, LlavaMetaForCausalLM, Qwen2ForC
         `logits_to_keep` is named because `generate` looks for the name: with it, the vocabulary's logits are computed
         for the last position of a prompt alone and not for all of its thousands of visual tokens.
         """
+        cache = kwargs.pop("cache", None)  # the name since transformers 5.24
+        past_key_values = cache if past_key_values is None else past_key_values
         if inputs_embeds is None:
             if input_ids is None:
                 raise UserError("The model needs input_ids or inputs_embeds.")
@@ -100,11 +102,11 @@ class LlavaQwenForCausalLM(LlavaGenerationMixin, LlavaMetaForCausalLM, Qwen2ForC
                 input_ids=input_ids,
                 attention_mask=attention_mask,
                 position_ids=position_ids,
-                past_key_values=past_key_values,
                 inputs_embeds=inputs_embeds,
                 labels=labels,
                 use_cache=use_cache,
                 logits_to_keep=logits_to_keep,
+                **{CACHE: past_key_values},
                 **kwargs,
             )
 
