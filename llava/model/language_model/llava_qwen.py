@@ -81,7 +81,7 @@ class LlavaQwenForCausalLM(LlavaGenerationMixin, LlavaMetaForCausalLM, Qwen2ForC
         is exactly Qwen2's forward pass: 4-D masks and position ids are passed on. The loss is the same for left and
         right padding.
 
-        `logits_to_keep` is named because `generate` looks for the name: with it, the vocabulary's logits are computed
+        `logits_to_keep` is named because generation looks for the name: with it, the vocabulary's logits are computed
         for the last position of a prompt alone and not for all of its thousands of visual tokens.
         """
         cache = kwargs.pop("cache", None)  # the name since transformers 5.24
