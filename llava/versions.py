@@ -47,7 +47,7 @@ def check_versions() -> None:
             f"environment with another one, as in `python3.{_newest_minor(supported['python'])} -m venv .venv`."
         )
     found = {name: _installed_version(name) for name in CHECKED}
-    wrong = [name for name in CHECKED if found[name] is None or not is_in_range(found[name], supported[name])]
+    wrong = [name for name, version in found.items() if not version or not is_in_range(version, supported[name])]
     if wrong:
         installed = " and ".join(f"{name} {found[name] or 'is not installed'}" for name in wrong)
         wanted = [f"{name}{supported[name]}" for name in wrong]
