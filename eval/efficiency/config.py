@@ -181,7 +181,8 @@ def _with_override(mapping: Mapping[str, Any], override: str) -> dict[str, Any]:
         if section in sections[1:]:
             raise ConfigError(f"command line ({override}): name a key of the section, as in {section}.key=value.")
         return {**mapping, section: value}
-    inner = dict(mapping.get(section) or {})
+    inner = mapping.get(section)
+    inner = dict(inner) if isinstance(inner, Mapping) else {}
     if section == "model" and key in ("path", "shape") and value is not None:  # each replaces the other
         inner = {k: v for k, v in inner.items() if k not in ("path", "shape")}
     return {**mapping, section: {**inner, key: value}}

@@ -39,18 +39,16 @@ def measure_cell(
         pixels: (frames, 3, side, side) float32 in main memory.
         synthetic: let `plausible_features` take the place of what the tower sees, for random weights.
     """
+    torch.cuda.empty_cache()  # what earlier cells left would make this one run out of memory sooner
     try:
         with plausible_features(model, cell.frames, settings.seed) if synthetic else nullcontext(0) as reserved:
             return {"status": "measured", **_measure(model, cell, pixels, settings, reserved)}
     except UserError as error:
-        failure = {"status": "not measured", "reason": str(error)}
+        return {"status": "not measured", "reason": str(error)}
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        failure = {"status": "out of memory", "reason": (str(error) or "MemoryError").splitlines()[0]}
-    if torch.cuda.is_available():  # only now that the error, which holds on to the tensors, is gone
-        torch.cuda.empty_cache()
-    return failure
+        return {"status": "out of memory", "reason": (str(error) or "MemoryError").splitlines()[0]}
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -62,8 +60,7 @@ def _measure(
     model: Any, cell: Cell, pixels: torch.Tensor, settings: Measurement, reserved_bytes: int
 ) -> dict[str, Any]:
     layout = video_layout(model.config, cell.frames)
-    if layout is None:
-        raise UserError("This checkpoint has no vision tower, so there is no video to measure it on.")
+    assert layout is not None  # `load_model` takes no model without a vision tower
     budget = cell.compression.budget(layout.tokens) or 0
     positions = budget + layout.newlines + settings.prompt_tokens
     if positions > longest_prompt(model.config):

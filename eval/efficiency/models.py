@@ -9,7 +9,7 @@ from transformers.utils import is_flash_attn_2_available
 from eval.efficiency.config import ModelSettings
 from llava.assets import tiny_model_path
 from llava.config import ModelConfig
-from llava.errors import DeviceError
+from llava.errors import CheckpointError, DeviceError
 from llava.model.language_model.llava_qwen import LlavaQwenConfig, LlavaQwenForCausalLM
 from llava.pipeline import VideoQA, resolve_device
 
@@ -97,5 +97,7 @@ def load_model(settings: ModelSettings, seed: int) -> Any:
             model = LlavaQwenForCausalLM._from_config(
                 shape_config(settings.shape), dtype=dtype, attn_implementation=attention
             ).eval()
+    if model.get_vision_tower() is None:
+        raise CheckpointError(f"{settings.path} has no vision tower, so there is no video to measure it on.")
     model.generation_config.eos_token_id = None
     return model

@@ -74,6 +74,7 @@ def test_every_shipped_grid_is_valid_and_has_its_baselines(path):
         ("measurement.runs=many", "expected a whole number"),
         ("measurement.new_tokens=1", "at least 2"),
         ("measurement.clip_width=63", "even number"),
+        ("name.first=3", "name: expected text"),
         ("measurement=3", "name a key of the section"),
         ("measurments.runs=3", "did you mean 'measurement'"),
     ],
@@ -227,6 +228,12 @@ def test_shapes_are_the_published_ones(shape, parameters):
     assert isinstance(tower, SigLipVisionTower)
     assert len(tower.vision_tower.vision_model.encoder.layers) == 26
     assert parameter_counts(model)["language model"] == pytest.approx(parameters, rel=1e-3)
+
+
+def test_an_answer_never_ends_before_its_last_token(write_config):
+    model = load_model(load_harness(write_config()).model, 0)
+    ids = torch.arange(3, 12)[None]
+    assert model.generate(ids, max_new_tokens=40, do_sample=False).shape == (1, 40)
 
 
 def test_random_weights_are_drawn_in_their_dtype_from_the_seed(write_config):
