@@ -42,7 +42,7 @@ def read_config(folder: Path) -> LlavaQwenConfig:
             f"{path} describes a {model_type!r} model ({architectures}). Supported are checkpoints in the original "
             "LLaVA layout on Qwen2 (LlavaQwenForCausalLM), not the converted ones of transformers."
         )
-    if fields.get("quantization_config") is not None:
+    if fields.pop("quantization_config", None) is not None:
         raise CheckpointError(
             f"{path} describes weights that were saved quantised; load the original checkpoint with load_8bit=True or "
             "load_4bit=True instead."

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import PIL
 import pytest
 import torch
 from PIL import Image
@@ -178,6 +179,8 @@ INPUTS = [name for name, entry in IMAGES["arrays"].items() if "input" in entry["
 
 @pytest.mark.parametrize("name", [name for name in IMAGES["arrays"] if name not in INPUTS])
 def test_images(name):
+    if name in ("in1_square", "in1_anyres_max_9") and int(PIL.__version__.partition(".")[0]) < 13:
+        pytest.skip("recorded with Pillow 13; older ones resize this image by up to 8 of 255 levels otherwise")
     expected, found = array(name), made(name)
     assert found.shape == expected.shape
     assert found.dtype == expected.dtype
