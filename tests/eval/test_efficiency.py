@@ -125,7 +125,9 @@ def test_a_real_run_measures_every_stage_of_every_cell(write_config, capsys, mod
         assert kept == round(50 * cell["cell"]["retention_ratio"])
         assert cell["tokens"]["prompt"] == kept + 1 + 6  # a newline, and the text
         assert cell["kv_cache_bytes"] == 2 * cache_bytes(language_model, batch * cell["tokens"]["prompt"])  # float32
-        assert cell["prefill_flops"]["counted"] == cell["prefill_flops"]["with_full_attention"]
+        rotary = batch * cell["tokens"]["prompt"] * language_model.hidden_size // language_model.num_attention_heads
+        surplus = cell["prefill_flops"]["counted"] - cell["prefill_flops"]["with_full_attention"]
+        assert surplus in (0, rotary)  # older transformers make the rotary angles by a matrix product
         assert cell["prefill_flops"]["attention_counted"]
         times = cell["milliseconds"]
         assert set(times) == {*STAGES, "other", "time_to_first_token", "per_generated_token"}

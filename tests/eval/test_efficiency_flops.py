@@ -33,7 +33,9 @@ def test_the_formulas_give_what_the_counter_counts(attention, kv_heads, rows):
     _, operators = count_flops(lambda: model(ids, logits_to_keep=1))
     shape = DecoderShape.of(model.config)
     analytic = rows * (linear_flops(shape, tokens) + attention_flops(shape, tokens, causal=False))
-    assert sum(operators.values()) == analytic
+    # Older transformers make the rotary angles of the positions by a matrix product, newer ones elementwise.
+    rotary = 2 * tokens * shape.head_dim // 2
+    assert sum(operators.values()) - analytic in (0, rotary)
 
 
 def test_the_weights_of_the_decoder_are_multiplied_once_for_each_token():
