@@ -80,8 +80,11 @@ class LlavaGenerationMixin:
         if prompt_position_ids is None:
             return step
         inputs = step["input_ids"] if step.get("inputs_embeds") is None else step["inputs_embeds"]
-        cache = step.get(CACHE)
-        done = 0 if cache is None else cache.get_seq_length()
+        cache, places = step.get(CACHE), step.get("cache_position")
+        if places is not None:  # older transformers, whose static caches guess their length
+            done = int(places[0])
+        else:
+            done = 0 if cache is None else cache.get_seq_length()
         end = done + inputs.shape[1]
         new = torch.arange(1, end - prompt_position_ids.shape[1] + 1, device=prompt_position_ids.device)
         positions = torch.cat([prompt_position_ids, prompt_position_ids[:, -1:] + new], dim=1)
