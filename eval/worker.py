@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from accelerate.utils import gather_object
 from lmms_eval.evaluator import simple_evaluate
 
@@ -47,6 +48,9 @@ def main(job_file: str) -> int:
     events = Path(job["events"])
     try:
         evaluate(load_experiment(job["config"], job["overrides"]), job["settings"], events)
+        # A process that ends while another one still listens to it may be aborted.
+        PartialState().wait_for_everyone()
+        PartialState().destroy_process_group()
     except UserError as error:
         append_event(events, {"error": str(error)})
         return 2
