@@ -42,7 +42,7 @@ def test_an_iterator_gives_the_answer_in_pieces(qa, demo, skip_prompt, ratio):
         pieces = [piece for piece in streamer if piece]
         thread.join()
     assert "".join(pieces) == whole
-    assert len(pieces) == len(whole.split()) > 5
+    assert len(pieces) > 5  # LONG asks for more words than that
 
 
 def test_a_streamer_prints_what_ask_returns(qa, capsys):
