@@ -6,7 +6,18 @@ import math
 import pytest
 import torch
 
-from llava.token_compression import CompressionConfig, compress, cosine, dense, means, merge, nearest, paths, pruned, scissor
+from llava.token_compression import (
+    CompressionConfig,
+    compress,
+    cosine,
+    dense,
+    means,
+    merge,
+    nearest,
+    paths,
+    pruned,
+    scissor,
+)
 from llava.token_compression.components import normalised, on_grid, threshold_components
 from llava.token_compression.cosine import Halved, Stored
 from llava.token_compression.dense import DenseGraphs
