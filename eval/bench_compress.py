@@ -1,6 +1,11 @@
-"""Milliseconds of the compression step alone, as a Markdown table.
+"""Milliseconds of the compression step alone, as a Markdown table, beside those of the matrix products in it.
 
     python -m eval.bench_compress [--device cuda] [--dtype bfloat16] [--repeats 5]
+
+The products are those that a computation of all similarities cannot avoid: of the tokens of each frame, of the tokens
+that the spatial step leaves (each pair once), and of the kept tokens with every source token that might move in the
+final merge. They are timed in turn with the compression, so that both see the same machine, and compared by their
+fastest runs; below 1, the compression has got away without some of them.
 
 Features are synthetic, because the step must be timed where no checkpoint is at hand, but structured like a video: see
 `synthetic_features`. Counts and times on real features differ with their structure; the sizes are those of
@@ -8,7 +13,10 @@ LLaVA-OneVision with 32 frames (0.5B: 896 dimensions, 7B: 3584).
 """
 
 import argparse
+import dataclasses
 import statistics
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -21,8 +29,10 @@ THRESHOLDS = (0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.97)
 RETENTION_RATIOS = (0.5, 0.25, 0.1, 0.05)
 
 
-def synthetic_features(frames: int, tokens_per_frame: int, dim: int, seed: int = 0) -> Tensor:
-    """Features (frames, tokens_per_frame, dim) float32 of an imaginary video of four scenes.
+def synthetic_features(
+    frames: int, tokens_per_frame: int, dim: int, seed: int = 0, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Features (frames, tokens_per_frame, dim) of an imaginary video of four scenes.
 
     Each scene has twelve regions that drift over a square grid. A token is a direction common to all tokens, plus its
     region's prototype, plus three deviations of the region's own strength (0.1 to 1.5 of the prototype's length, so
@@ -40,41 +50,86 @@ def synthetic_features(frames: int, tokens_per_frame: int, dim: int, seed: int =
         raise ValueError(f"tokens_per_frame must be a square number, got {tokens_per_frame}.")
     grid = torch.cartesian_prod(torch.arange(side), torch.arange(side)) / side  # (tokens, 2)
     common = 0.7 * noise(1)
-    video = []
+    video = torch.empty(frames, tokens_per_frame, dim, dtype=dtype)
     for scene in torch.arange(frames).chunk(min(4, frames)):
         prototypes, centres = noise(12), torch.rand(12, 2, generator=generator)
         strength = 0.1 * 15 ** torch.rand(12, 1, generator=generator)
         drift = 0.02 * torch.randn(12, 2, generator=generator)
         places = noise(tokens_per_frame)
-        for time in range(len(scene)):
-            region = torch.cdist(grid, centres + time * drift).argmin(dim=1)  # (tokens,)
+        for step, frame in enumerate(scene):
+            region = torch.cdist(grid, centres + step * drift).argmin(dim=1)  # (tokens,)
             deviation = 0.7 * places + 0.3 * noise(12)[region] + 0.5 * noise(tokens_per_frame)
-            video.append(common + prototypes[region] + strength[region] * deviation)
-    return torch.stack(video)
+            video[frame] = common + prototypes[region] + strength[region] * deviation
+    return video
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Median milliseconds of `compress`, and the counts, which do not change from run to run."""
+    """Median milliseconds of `compress` and of the products; the counts, which do not change from run to run.
+
+    Attributes:
+        ratio: the fastest `compress` over the fastest products.
+    """
 
     milliseconds: float
+    products: float
+    ratio: float
     stats: CompressionStats
 
 
+def dense_products(features: Tensor, spatial: int, kept: int, moving: int) -> None:
+    """The unavoidable products, of vectors of the given numbers; which vectors these are does not matter for the time.
+
+    Args:
+        features: (frames, tokens_per_frame, dim).
+        spatial: tokens after the spatial step.
+        kept: tokens kept.
+        moving: source tokens that are not a kept token by themselves.
+    """
+    vectors = features.flatten(0, 1)
+    for frames in features.split(32):
+        frames @ frames.mT
+    for start in range(0, spatial, 256):
+        vectors[start : min(start + 256, spatial)] @ vectors[start:spatial].mT
+    for rows in vectors[:moving].split(1024):
+        rows @ vectors[:kept].mT
+
+
+def _milliseconds(call: Callable[[], object], device: str) -> float:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    call()
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+    return 1000 * (time.perf_counter() - start)
+
+
 def time_compress(features: Tensor, config: CompressionConfig, repeats: int) -> Timing:
-    """Time `compress` after one warm-up call."""
-    compress(features, config)
-    runs = [compress(features, config).stats for _ in range(repeats)]
-    return Timing(statistics.median(run.milliseconds for run in runs), runs[0])
+    """Time `compress` and its products in turn, after one warm-up call each."""
+    assignment = compress(features, dataclasses.replace(config, merge=False)).assignment.view(-1)
+    stats = compress(features, config).stats
+    assert stats.spatial_tokens is not None
+    moving = int((torch.bincount(assignment)[assignment] > 1).sum())
+    counts = stats.spatial_tokens, stats.kept_tokens, moving
+    dense_products(features, *counts)
+    runs, products = [], []
+    for _ in range(repeats):
+        products.append(_milliseconds(lambda: dense_products(features, *counts), str(features.device)))
+        runs.append(compress(features, config).stats.milliseconds)
+    return Timing(statistics.median(runs), statistics.median(products), min(runs) / min(products), stats)
 
 
 def table(shapes: tuple[tuple[int, int, int], ...], device: str, dtype: torch.dtype, repeats: int) -> str:
     """A Markdown table with one row per setting: thresholds first, then exact budgets."""
     configs = [CompressionConfig(similarity_threshold=tau) for tau in THRESHOLDS]
     configs += [CompressionConfig(retention_ratio=ratio) for ratio in RETENTION_RATIOS]
-    lines = ["| features | setting | tokens after step 1 | tokens kept | threshold | ms |", "|---|---|--:|--:|--:|--:|"]
+    lines = [
+        "| features | setting | tokens after step 1 | tokens kept | threshold | ms | products ms | ratio |",
+        "|---|---|--:|--:|--:|--:|--:|--:|",
+    ]
     for shape in shapes:
-        features = synthetic_features(*shape).to(device, dtype)
+        features = synthetic_features(*shape, dtype=dtype).to(device)
         for config in configs:
             timing = time_compress(features, config, repeats)
             stats, ratio = timing.stats, config.retention_ratio
@@ -82,7 +137,7 @@ def table(shapes: tuple[tuple[int, int, int], ...], device: str, dtype: torch.dt
             lines.append(
                 f"| {'x'.join(map(str, shape))} | {setting} | {stats.spatial_tokens} "
                 f"| {stats.kept_tokens} ({stats.retention_ratio:.1%}) | {stats.similarity_threshold:.3f} "
-                f"| {timing.milliseconds:.0f} |"
+                f"| {timing.milliseconds:.0f} | {timing.products:.0f} | {timing.ratio:.2f} |"
             )
     return "\n".join(lines)
 

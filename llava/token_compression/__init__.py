@@ -8,16 +8,20 @@ Every file of this folder is imported here, so that a file with a `@register`ed 
 import importlib
 import pkgutil
 
-from llava.token_compression.compress import CompressionResult, CompressionStats, compress
+from llava.token_compression.compress import CompressionResult, CompressionStats, compress, compress_batch
 from llava.token_compression.config import CompressionConfig
 from llava.token_compression.context import compression
 from llava.token_compression.registry import list_methods, register
+from llava.token_compression.stream import CompressedWindow, StreamingCompressor
 
 __all__ = [
+    "CompressedWindow",
     "CompressionConfig",
     "CompressionResult",
     "CompressionStats",
+    "StreamingCompressor",
     "compress",
+    "compress_batch",
     "compression",
     "list_methods",
     "register",

@@ -7,6 +7,7 @@ and similarities are visited in blocks of rows. All results are deterministic an
 the rounding of the similarities themselves.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -18,6 +19,20 @@ BLOCK_ENTRIES = 2**21
 
 UNRELATED = -2.0
 """Edge weight, below every cosine, between vectors that nothing makes similar: taken last, so that every tree spans."""
+
+RESOLUTION = 2.0**-40
+"""Cosines are compared after rounding to multiples of this: far above the rounding errors of float64, so that equal
+vectors are exactly equally similar in whatever order a product is summed, and far below those of float32."""
+
+
+def on_grid(cosine: float) -> float:
+    """The multiple of `RESOLUTION` nearest to a number; the higher one of two."""
+    return math.floor(cosine / RESOLUTION + 0.5) * RESOLUTION
+
+
+def rounded(cosines: Tensor) -> Tensor:
+    """Cosines rounded as by `on_grid`, in place."""
+    return cosines.div_(RESOLUTION).add_(0.5).floor_().mul_(RESOLUTION)
 
 
 def normalised(vectors: Tensor) -> Tensor:
@@ -37,9 +52,13 @@ def connected_components(adjacency: Tensor) -> Tensor:
         adjacency: (B, N, N) bool; an edge counts if either of its two entries is set, the diagonal does not matter.
     """
     batch, n, _ = adjacency.shape
-    graph, i, j = adjacency.nonzero(as_tuple=True)
-    labels = join(torch.arange(batch * n, device=adjacency.device), graph * n + i, graph * n + j)
-    return labels.view(batch, n) % n
+    vertices = torch.arange(batch * n, device=adjacency.device)
+    first = adjacency.view(torch.uint8).argmax(dim=2, keepdim=True)  # lowest neighbour, if there is one
+    lowest = torch.where(adjacency.gather(2, first), first, n).view(-1) + vertices // n * n
+    labels = _flattened(torch.minimum(vertices, lowest))
+    own = labels.to(torch.int32).view(batch, n)  # most edges lie within these trees; list only the others
+    graph, i, j = (adjacency & (own[:, :, None] != own[:, None])).nonzero(as_tuple=True)
+    return join(labels, graph * n + i, graph * n + j).view(batch, n) % n
 
 
 def join(labels: Tensor, u: Tensor, v: Tensor) -> Tensor:
@@ -76,6 +95,7 @@ def threshold_components(unit: Tensor, threshold: float, sampled: Tensor | None 
     count = unit.shape[0] * unit.shape[1]
     labels = torch.arange(count, device=unit.device)
     degrees = torch.ones_like(labels)
+    threshold = on_grid(threshold)
     if threshold >= 1:
         return labels, degrees
     present = unit.ne(0).any(dim=-1).view(-1) if threshold < 0 else None
@@ -246,4 +266,4 @@ def _upper_blocks(unit: Tensor) -> Iterator[tuple[slice, int, Tensor]]:
     for first in range(0, batch, graphs):
         part = unit[first : first + graphs]
         for row in range(0, n, rows):
-            yield slice(first, first + len(part)), row, part[:, row : row + rows] @ part[:, row:].mT
+            yield slice(first, first + len(part)), row, rounded(part[:, row : row + rows] @ part[:, row:].mT)

@@ -1,7 +1,9 @@
 """The one entry point of all methods: check the input, run the method, merge, record."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,7 +11,9 @@ from torch import Tensor
 from llava.errors import ConfigError, UserError
 from llava.instrument import active, stage
 from llava.token_compression.config import CompressionConfig
+from llava.token_compression.cosine import Stored
 from llava.token_compression.merge import merge
+from llava.token_compression.paths import has_kernels
 from llava.token_compression.registry import Kept, get_method
 from llava.token_compression.selection import select
 from llava.yaml_schema import did_you_mean
@@ -26,7 +30,7 @@ class CompressionStats:
         retention_ratio: kept_tokens / source_tokens.
         similarity_threshold: the threshold applied; under an exact budget that of the last cut, None for methods
             without one.
-        milliseconds: wall-clock time of the call, the device synchronised before and after.
+        milliseconds: wall-clock time of the call; on CUDA that from when the device gets to it until it is done.
     """
 
     source_tokens: int
@@ -71,22 +75,21 @@ def compress(features: Tensor, config: CompressionConfig, **inputs: object) -> C
         UserError: features of another shape or kind, or with NaN or infinity in them.
         ConfigError: a size that these features cannot have; an input that is missing or that the method does not know.
     """
-    _check_features(features)
+    check_shape(features)
     _check_inputs(config, inputs)
-    _synchronise(features.device)
-    start = time.perf_counter()
+    start = _now(features.device)
     with stage("compression", features.device), torch.autocast(features.device.type, enabled=False):
         frames, tokens_per_frame, _ = features.shape
         kept, assignment = _keep(features, config, inputs)
         tokens = kept.tokens.to(features.dtype)
-        _synchronise(features.device)
+        milliseconds = _milliseconds_since(start, features.device)
     stats = CompressionStats(
         source_tokens=frames * tokens_per_frame,
         spatial_tokens=kept.spatial_tokens,
         kept_tokens=len(tokens),
         retention_ratio=len(tokens) / (frames * tokens_per_frame),
         similarity_threshold=kept.similarity_threshold,
-        milliseconds=1000 * (time.perf_counter() - start),
+        milliseconds=milliseconds,
     )
     recorder = active()
     if recorder is not None:
@@ -94,21 +97,51 @@ def compress(features: Tensor, config: CompressionConfig, **inputs: object) -> C
     return CompressionResult(tokens, kept.positions, assignment.view(frames, tokens_per_frame), stats)
 
 
+def compress_batch(
+    videos: Sequence[Tensor], config: CompressionConfig, **inputs: Sequence[object]
+) -> list[CompressionResult]:
+    """Compress several videos, of any lengths, each as `compress` does alone, bit for bit.
+
+    Args:
+        videos: (frames, tokens_per_frame, dim) each.
+        config: method and size of every one.
+        inputs: what the method declares that it needs, one for each video.
+
+    Raises:
+        UserError, ConfigError: as `compress` does; not as many inputs as videos.
+    """
+    for name, values in inputs.items():
+        if len(values) != len(videos):
+            raise ConfigError(f"Input {name!r} has {len(values)} entries for {len(videos)} videos; give one for each.")
+    return [
+        compress(video, config, **{name: values[index] for name, values in inputs.items()})
+        for index, video in enumerate(videos)
+    ]
+
+
 def _keep(features: Tensor, config: CompressionConfig, inputs: dict[str, object]) -> tuple[Kept, Tensor]:
-    source = features.shape[0] * features.shape[1]
-    budget = config.budget(source)
-    if budget == source:
-        everything = select(features, torch.arange(source, device=features.device))
+    if features.is_cuda and has_kernels():
+        from llava.token_compression.gpu import fused
+
+        result = fused.compressed(features, config) if fused.fits(features, config) else None
+        if result is not None:
+            return result
+    tokens = Stored(features.flatten(0, 1))
+    _check_finite(features, tokens)
+    budget = config.budget(tokens.count)
+    if budget == tokens.count:
+        everything = select(features, torch.arange(tokens.count, device=features.device))
         return everything, everything.membership
-    working = features.to(torch.promote_types(features.dtype, torch.float32))
-    kept = get_method(config.method).keep(working, config, budget, **inputs)
+    method, precise = get_method(config.method), torch.promote_types(features.dtype, torch.float32)
+    kept = method.keep(features if method.any_dtype else features.to(precise), config, budget, **inputs)
     if not config.merge:
         return kept, kept.membership
-    merged, assignment = merge(working.flatten(0, 1), kept.tokens, kept.membership)
+    merged, assignment = merge(tokens, kept.tokens.to(precise), kept.membership)
     return Kept(merged, kept.positions, kept.membership, kept.spatial_tokens, kept.similarity_threshold), assignment
 
 
-def _check_features(features: Tensor) -> None:
+def check_shape(features: Tensor) -> None:
+    """Refuse features that are not (frames, tokens_per_frame, dim), floating, with a UserError."""
     if not isinstance(features, Tensor) or not features.is_floating_point():
         kind = features.dtype if isinstance(features, Tensor) else type(features).__name__
         raise UserError(f"Features must be a floating-point tensor, got {kind}.")
@@ -117,10 +150,16 @@ def _check_features(features: Tensor) -> None:
             "Features must have the shape (frames, tokens_per_frame, dim), none of them 0; "
             f"got {tuple(features.shape)}."
         )
-    finite = features.isfinite().all(dim=-1).all(dim=-1)
-    if not finite.all():
-        frame = int(finite.logical_not().nonzero()[0])
-        raise UserError(f"The features of frame {frame} contain NaN or infinity; check the model's dtype and weights.")
+
+
+def _check_finite(features: Tensor, tokens: Stored) -> None:
+    if tokens.lengths.isfinite().all():
+        return
+    for frame, vectors in enumerate(features):
+        if not vectors.isfinite().all():
+            raise UserError(
+                f"The features of frame {frame} contain NaN or infinity; check the model's dtype and weights."
+            )
 
 
 def _check_inputs(config: CompressionConfig, inputs: dict[str, object]) -> None:
@@ -135,6 +174,18 @@ def _check_inputs(config: CompressionConfig, inputs: dict[str, object]) -> None:
             raise ConfigError(f"Method {config.method!r} takes no input {name!r}{did_you_mean(name, needed)}.")
 
 
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def _now(device: torch.device) -> Any:
+    if device.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record(torch.cuda.current_stream(device))
+    return event
+
+
+def _milliseconds_since(start: Any, device: torch.device) -> float:
+    """Wall-clock time; on CUDA that between two points of the stream, of which the second one is waited for."""
+    now = _now(device)
+    if device.type != "cuda":
+        return 1000 * (now - start)
+    now.synchronize()
+    return start.elapsed_time(now)

@@ -23,7 +23,7 @@ class Kept:
     """What a method keeps, before the final merge.
 
     Attributes:
-        tokens: (kept, dim) in the dtype of the `features` that the method was given.
+        tokens: (kept, dim), float32 or float64, or in the dtype of the features.
         positions: (kept,) int64, strictly increasing flat source index of each kept token's representative.
         membership: (frames * tokens_per_frame,) int64, the kept token each source token is part of, -1 for none.
         spatial_tokens: tokens left by a first step within frames, if the method has one.
@@ -43,29 +43,31 @@ class Method:
 
     Attributes:
         keep: called as `keep(features, config, budget, **inputs)` with features (frames, tokens_per_frame, dim),
-            finite, float32 or float64, and the exact number of tokens to keep, or None if the configuration gives a
-            threshold.
+            finite, and the exact number of tokens to keep, or None if the configuration gives a threshold.
         inputs: names of the further inputs that it needs.
         takes_threshold: whether `similarity_threshold` means something to it.
+        any_dtype: whether it takes features of any floating dtype, and converts blocks of them as it goes; if not, it
+            gets them in float32, or float64 if they are.
     """
 
     keep: Callable[..., Kept]
     inputs: tuple[str, ...]
     takes_threshold: bool
+    any_dtype: bool
 
 
 _methods: dict[str, Method] = {}
 
 
 def register(
-    name: str, inputs: tuple[str, ...] = (), takes_threshold: bool = False
+    name: str, inputs: tuple[str, ...] = (), takes_threshold: bool = False, any_dtype: bool = False
 ) -> Callable[[Callable[..., Kept]], Callable[..., Kept]]:
     """Register the decorated function as compression method `name`; the arguments are described at `Method`."""
 
     def add(keep: Callable[..., Kept]) -> Callable[..., Kept]:
         if name in _methods:
             raise ValueError(f"A compression method named {name!r} exists already.")
-        _methods[name] = Method(keep, inputs, takes_threshold)
+        _methods[name] = Method(keep, inputs, takes_threshold, any_dtype)
         return keep
 
     return add

@@ -19,44 +19,39 @@ import torch
 from torch import Tensor
 
 from llava.errors import ConfigError
-from llava.token_compression.components import (
-    UNRELATED,
-    degrees_above,
-    maximum_spanning_forest,
-    normalised,
-    similarities,
-    threshold_components,
-)
+from llava.token_compression.clusters import arranged
 from llava.token_compression.config import CompressionConfig
-from llava.token_compression.merge import group_means
+from llava.token_compression.cosine import Stored, Vectors
+from llava.token_compression.means import means_of
+from llava.token_compression.paths import Graphs, Path, path_for
 from llava.token_compression.registry import Kept, register
 
 TOLERANCE = 0.01
 """How near to each other the thresholds of the two steps must come under an exact budget to end the search."""
 
 MAX_CUTS = 5
-"""How many outcomes of the spatial step the search looks at; each costs one similarity matrix."""
+"""How many outcomes of the spatial step the search looks at; each costs one forest."""
 
 
-@register("scissor", takes_threshold=True)
+@register("scissor", takes_threshold=True, any_dtype=True)
 def scissor(features: Tensor, config: CompressionConfig, budget: int | None) -> Kept:
     """Semantic Connected Components within frames and over all frames, by threshold or to an exact count."""
-    generator = torch.Generator().manual_seed(config.seed)
+    frames = features.shape[0]
+    tokens = Stored(features.flatten(0, 1))
+    steps = Steps(path_for(tokens), config)
     if budget is None:
         assert config.similarity_threshold is not None
-        return _threshold(features, config.similarity_threshold, config, generator)
-    frames = features.shape[0]
+        return _threshold(steps, tokens, frames, config.similarity_threshold, config.temporal)
     if config.temporal:
-        return _cut_to(features, budget, config.error_tolerance, generator)
+        return _cut_to(steps, tokens, frames, budget)
     if budget < frames:
         raise ConfigError(
             f"Without the temporal step {frames} frames leave at least {frames} tokens, one each, but {budget} are "
             f"asked for; set temporal=True, or keep at least {frames}."
         )
-    linkage = Linkage(features, config.error_tolerance, generator)
-    clusters = linkage.cut(budget)
-    tau, _ = linkage.forest.thresholds(budget)
-    return Kept(clusters.tokens, clusters.representatives, clusters.membership, budget, tau)
+    linkage = steps.linkage(tokens, frames, budget)
+    tau, _ = linkage.trees.thresholds(budget)
+    return _one_step(linkage.cut(budget), tau)
 
 
 def sample_vertices(shape: tuple[int, int], error_tolerance: float, generator: torch.Generator) -> Tensor | None:
@@ -79,81 +74,95 @@ class Clusters:
     """A partition of n vectors.
 
     Attributes:
-        tokens: (k, dim), the mean of each cluster (Eq. 4).
+        tokens: the k means of the clusters (Eq. 4).
         representatives: (k,) int64 ascending, each cluster's vertex of highest degree, the lowest one on ties.
         membership: (n,) int64, the cluster of each vector.
     """
 
-    tokens: Tensor
+    tokens: Vectors
     representatives: Tensor
     membership: Tensor
 
 
-def form_clusters(vectors: Tensor, labels: Tensor, degrees: Tensor) -> Clusters:
-    """Clusters of vectors (n, dim) from component labels (n,) and vertex degrees (n,), in order of representatives."""
-    n = len(labels)
-    rank = degrees * n + torch.arange(n - 1, -1, -1, device=labels.device)
-    highest = torch.zeros_like(labels).scatter_reduce(0, labels, rank, "amax")[labels]
-    representative = n - 1 - highest % n  # of the cluster of each vertex
-    chosen = torch.zeros_like(labels).index_fill_(0, representative, 1)
-    membership = (chosen.cumsum(0) - 1)[representative]
-    representatives = chosen.nonzero().view(-1)
-    return Clusters(group_means(vectors, membership, len(representatives)), representatives, membership)
+def form_clusters(vectors: Vectors, labels: Tensor, degrees: Tensor) -> Clusters:
+    """Clusters of n vectors from component labels (n,) and vertex degrees (n,), in order of representatives."""
+    membership, representatives, number = arranged(labels, degrees)
+    representatives = representatives[: int(number)]
+    return Clusters(means_of(vectors, membership, len(representatives)), representatives, membership)
+
+
+class Steps:
+    """What both steps do with the vectors that they are given.
+
+    Args:
+        path: the implementation.
+        config: for its `error_tolerance` and `seed`.
+    """
+
+    def __init__(self, path: Path, config: CompressionConfig):
+        self._path = path
+        self._error_tolerance = config.error_tolerance
+        self._generator = torch.Generator().manual_seed(config.seed)
+
+    def components(self, vectors: Vectors, graphs: int, tau: float) -> Clusters:
+        """The components of each graph at a threshold (Eq. 1 to 4)."""
+        sampled = self._sampled(vectors, graphs)
+        return form_clusters(vectors, *self._path.graphs(vectors, graphs).components(tau, sampled))
+
+    def linkage(self, vectors: Vectors, graphs: int, least: int) -> "Linkage":
+        """Single-linkage clustering of each graph, to be cut at any count from `least` on."""
+        return Linkage(vectors, self._path.graphs(vectors, graphs), self._sampled(vectors, graphs), least)
+
+    def _sampled(self, vectors: Vectors, graphs: int) -> Tensor | None:
+        sampled = sample_vertices((graphs, vectors.count // graphs), self._error_tolerance, self._generator)
+        return None if sampled is None else sampled.view(-1).to(vectors.device)
 
 
 class Linkage:
-    """Single-linkage clustering of each graph's vectors (graphs, n, dim), to be cut at any count."""
+    """Single-linkage clustering of the vectors of graphs, to be cut at any count from `least` on."""
 
-    def __init__(self, vectors: Tensor, error_tolerance: float, generator: torch.Generator):
-        self.vectors = vectors.flatten(0, 1)
-        self.weights = similarities(normalised(vectors))
-        weights = self.weights
-        sampled = sample_vertices((vectors.shape[0], vectors.shape[1]), error_tolerance, generator)
-        if sampled is not None:
-            sampled = sampled.to(weights.device)
-            weights = weights.masked_fill(~(sampled[:, :, None] | sampled[:, None, :]), UNRELATED)
-        self.forest = maximum_spanning_forest(weights)
+    def __init__(self, vectors: Vectors, graphs: Graphs, sampled: Tensor | None, least: int):
+        self.vectors = vectors
+        self._graphs = graphs
+        self._joins_all = sampled is None
+        self.trees = graphs.forest(vectors.count - least + 1, sampled)
 
     def cut(self, count: int) -> Clusters:
         """Exactly `count` clusters over all graphs, at least one in each."""
-        degrees = degrees_above(self.weights, self.forest.thresholds(count)[0])
-        return form_clusters(self.vectors, self.forest.cut(count), degrees)
+        labels = self.trees.cut(count)
+        degrees = self._graphs.degrees(self.trees.thresholds(count)[0], labels if self._joins_all else None)
+        return form_clusters(self.vectors, labels, degrees)
 
 
-def _threshold(features: Tensor, tau: float, config: CompressionConfig, generator: torch.Generator) -> Kept:
+def _threshold(steps: Steps, tokens: Vectors, frames: int, tau: float, temporal: bool) -> Kept:
     """The published algorithm (Eq. 1 to 6)."""
-
-    def step(vectors: Tensor) -> Clusters:
-        sampled = sample_vertices((vectors.shape[0], vectors.shape[1]), config.error_tolerance, generator)
-        sampled = sampled if sampled is None else sampled.to(vectors.device)
-        return form_clusters(vectors.flatten(0, 1), *threshold_components(normalised(vectors), tau, sampled))
-
-    spatial = step(features)
-    if not config.temporal:
-        return Kept(spatial.tokens, spatial.representatives, spatial.membership, len(spatial.tokens), tau)
-    return _two_steps(spatial, step(spatial.tokens.unsqueeze(0)), tau)
+    spatial = steps.components(tokens, frames, tau)
+    if not temporal:
+        return _one_step(spatial, tau)
+    return _two_steps(spatial, steps.components(spatial.tokens, 1, tau), tau)
 
 
-def _cut_to(features: Tensor, budget: int, error_tolerance: float, generator: torch.Generator) -> Kept:
+def _cut_to(steps: Steps, tokens: Vectors, frames: int, budget: int) -> Kept:
     """Exactly `budget` clusters after both steps, with thresholds as near to each other as `MAX_CUTS` attempts find.
 
     As a rule the temporal threshold falls as the spatial one rises (finer spatial clusters are less alike), so that
     the two cross once: a secant search between brackets, starting from equal compression in both steps.
     """
-    source = features.shape[0] * features.shape[1]
-    linkage = Linkage(features, error_tolerance, generator)
-    least = max(budget, features.shape[0])
-    count = max(least, round(math.sqrt(budget * source)))
+    least = max(budget, frames)
+    linkage = steps.linkage(tokens, frames, least)
+    count = max(least, round(math.sqrt(budget * tokens.count)))
     attempts: dict[int, tuple[float, float]] = {}  # spatial count: spatial threshold, and how far the temporal one is
-    nearest, smallest_gap = None, math.inf
+    nearest: tuple[Clusters, Clusters, float] | None = None
+    smallest_gap = math.inf
     while count not in attempts and len(attempts) < MAX_CUTS and smallest_gap > TOLERANCE:
         spatial = linkage.cut(count)
-        temporal = Linkage(spatial.tokens.unsqueeze(0), error_tolerance, generator)
-        tau, gap = _nearest_thresholds(linkage.forest.thresholds(count), temporal.forest.thresholds(budget))
+        temporal = steps.linkage(spatial.tokens, 1, budget)
+        tau, gap = _nearest_thresholds(linkage.trees.thresholds(count), temporal.trees.thresholds(budget))
         attempts[count] = tau, gap
         if abs(gap) < smallest_gap:
             nearest, smallest_gap = (spatial, temporal.cut(budget), tau + gap), abs(gap)
-        count = max(least, linkage.forest.components_above(_crossing(list(attempts.values()))))
+        count = max(least, linkage.trees.components_above(_crossing(list(attempts.values()))))
+        del spatial, temporal  # before the next ones are made
     assert nearest is not None
     return _two_steps(*nearest)
 
@@ -179,11 +188,16 @@ def _crossing(attempts: list[tuple[float, float]]) -> float:
     return guess if min(low, high) < guess < max(low, high) else (low + high) / 2
 
 
+def _one_step(clusters: Clusters, tau: float) -> Kept:
+    count = len(clusters.representatives)
+    return Kept(clusters.tokens.rows(slice(None)), clusters.representatives, clusters.membership, count, tau)
+
+
 def _two_steps(spatial: Clusters, temporal: Clusters, tau: float) -> Kept:
     return Kept(
-        temporal.tokens,
+        temporal.tokens.rows(slice(None)),
         spatial.representatives[temporal.representatives],
         temporal.membership[spatial.membership],
-        len(spatial.tokens),
+        len(spatial.representatives),
         tau,
     )

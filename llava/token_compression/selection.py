@@ -7,13 +7,13 @@ from llava.token_compression.config import CompressionConfig
 from llava.token_compression.registry import Kept, register
 
 
-@register("none")
+@register("none", any_dtype=True)
 def none(features: Tensor, config: CompressionConfig, budget: int) -> Kept:
     """Every token."""
     return select(features, torch.arange(budget, device=features.device))
 
 
-@register("random")
+@register("random", any_dtype=True)
 def random(features: Tensor, config: CompressionConfig, budget: int) -> Kept:
     """Tokens drawn without replacement; the draw depends on `config.seed` alone, not on the device."""
     total = features.shape[0] * features.shape[1]
@@ -21,7 +21,7 @@ def random(features: Tensor, config: CompressionConfig, budget: int) -> Kept:
     return select(features, drawn.sort().values.to(features.device))
 
 
-@register("uniform")
+@register("uniform", any_dtype=True)
 def uniform(features: Tensor, config: CompressionConfig, budget: int) -> Kept:
     """Tokens at equal distances in source order, the first and (from two tokens on) the last included."""
     total = features.shape[0] * features.shape[1]

@@ -1,0 +1,132 @@
+"""Small graphs, a block of them at a time: all cosines of a frame fit into the processor's cache."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from llava.token_compression.components import BLOCK_ENTRIES, UNRELATED, connected_components, on_grid
+from llava.token_compression.cosine import (
+    LOOKUP_COST,
+    Scaled,
+    Vectors,
+    exact_products,
+    exceeding,
+    pair_cosines,
+    products,
+    slack,
+)
+from llava.token_compression.forest import Edges, Forest, TooCloseError, boruvka, completed
+
+
+class DenseGraphs:
+    """The cosine graphs of equal size of consecutive vectors, vertex i of graph b being vector b * n + i.
+
+    Args:
+        tokens: of all graphs.
+        graphs: number of graphs.
+    """
+
+    def __init__(self, tokens: Vectors, graphs: int):
+        self.tokens = tokens
+        self.size = tokens.count // graphs
+        self.doubt = slack(tokens.dim, tokens.device)
+        entries = self.size * max(self.size, tokens.dim // 8)  # of a block's cosines and, at 64 MB, of its vectors
+        self._step = self.size * max(1, BLOCK_ENTRIES // entries)
+        self._cosines: Tensor | None = None  # if they are a single block
+
+    def components(self, threshold: float, sampled: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Labels and degrees, as `threshold_components` in components.py says."""
+        labels, degrees = [], []
+        for first, cosines in self._blocks():
+            edges = self._above(first, cosines, on_grid(threshold))
+            degrees.append(edges.sum(dim=2, dtype=torch.int32).view(-1) + 1)
+            if sampled is not None:
+                of_block = sampled[first : first + len(degrees[-1])].view(-1, self.size)
+                edges &= of_block[:, :, None] | of_block[:, None]
+            own = connected_components(edges)
+            labels.append((own + first + self.size * torch.arange(len(own), device=own.device)[:, None]).view(-1))
+        return torch.cat(labels), torch.cat(degrees).long()
+
+    def degrees(self, threshold: float, within: Tensor | None) -> Tensor:
+        """Degrees as `Graphs` in paths.py says."""
+        above = (self._above(first, cosines, threshold) for first, cosines in self._blocks())
+        return torch.cat([edges.sum(dim=2, dtype=torch.int32).view(-1) + 1 for edges in above]).long()
+
+    def forest(self, needed: int, sampled: Tensor | None) -> Forest:
+        """The whole maximum spanning forest of all graphs."""
+        forest = []
+        for first, cosines in self._blocks():
+            block = slice(first, first + cosines.shape[0] * self.size)
+            part = None if sampled is None else sampled[block]
+            try:
+                edges = self._boruvka(first, cosines.clone(), self.doubt, part)
+            except TooCloseError:
+                edges = self._boruvka(first, self._exact(block), 0.0, part)
+            forest.append(Edges(edges.u + first, edges.v + first, edges.weight, edges.doubt))
+        edges = completed(Edges.cat(forest), self.tokens.count, self.tokens.count // self.size)
+        return Forest(edges, self.tokens.count, self._lookup)
+
+    def _lookup(self, u: Tensor, v: Tensor) -> Tensor:
+        """Exact cosines (k,) float64 of the pairs of vertices (u, v)."""
+        return pair_cosines(self.tokens, u, self.tokens, v)
+
+    def _blocks(self) -> Iterator[tuple[int, Tensor]]:
+        """The first vertex of a block of graphs and their cosines (graphs, n, n), the diagonal being `UNRELATED`."""
+        if self._cosines is not None:
+            yield 0, self._cosines
+            return
+        for first in range(0, self.tokens.count, self._step):
+            cosines = self._products(slice(first, first + self._step))
+            cosines.diagonal(dim1=1, dim2=2).fill_(UNRELATED)
+            if self._step >= self.tokens.count:
+                self._cosines = cosines
+            yield first, cosines
+
+    def _products(self, block: slice) -> Tensor:
+        rows = self.tokens.rows(block).view(-1, self.size, self.tokens.dim)
+        if rows.dtype == torch.float32:
+            cosines = rows @ rows.mT
+            squares = cosines.diagonal(dim1=1, dim2=2)
+            if ((squares > 1e-30) & (squares < 1e30)).all():
+                inverse_lengths = squares.rsqrt()
+                return cosines.mul_(inverse_lengths[:, :, None]).mul_(inverse_lengths[:, None])
+        scaled = Scaled.of(rows)
+        return products(scaled, scaled)
+
+    def _exact(self, block: slice) -> Tensor:
+        vectors = self.tokens.rows(block).view(-1, self.size, self.tokens.dim)
+        cosines = exact_products(vectors, vectors)
+        cosines.diagonal(dim1=1, dim2=2).fill_(UNRELATED)
+        return cosines
+
+    def _above(self, first: int, cosines: Tensor, threshold: float) -> Tensor:
+        """Which exact cosines exceed a threshold: (graphs, n, n) bool."""
+
+        def lookup(graph: Tensor, i: Tensor, j: Tensor) -> Tensor:
+            return self._lookup(first + graph * self.size + i, first + graph * self.size + j)
+
+        block = slice(first, first + cosines.shape[0] * self.size)
+        return exceeding(cosines, threshold, self.doubt, lookup, lambda: self._exact(block))
+
+    def _boruvka(self, first: int, cosines: Tensor, doubt: float, sampled: Tensor | None) -> Edges:
+        """Edges numbered from the block's first vertex on; `cosines` are overwritten."""
+        n = self.size
+        if sampled is not None:
+            ends = sampled.view(-1, n)
+            cosines.masked_fill_(~(ends[:, :, None] | ends[:, None]), UNRELATED)
+        cosines.masked_fill_(cosines <= UNRELATED, -torch.inf)
+        rows = cosines.view(-1, n)
+
+        def exits(labels: Tensor) -> Edges:
+            own = labels.to(torch.int32).view(-1, n)
+            cosines.masked_fill_(own[:, :, None] == own[:, None], -torch.inf)
+            best = rows.amax(dim=1)
+            lowest = torch.full_like(best, -torch.inf).scatter_reduce_(0, labels, best, "amax")[labels] - 2 * doubt
+            ends = ((best >= lowest) & (best > -torch.inf)).nonzero().view(-1)
+            near, other = (rows[ends] >= lowest[ends, None]).nonzero(as_tuple=True)
+            u = ends[near]
+            return Edges.between(u, u // n * n + other, rows[u, other], doubt)
+
+        numbers = torch.arange(len(rows), device=rows.device)
+        return boruvka(numbers, exits, lambda u, v: self._lookup(u + first, v + first), cosines.numel() // LOOKUP_COST)

@@ -1,0 +1,88 @@
+"""The most similar kept token of each source token (Eq. 7), with products only where a sketch leaves a doubt."""
+
+import torch
+from torch import Tensor
+
+from llava.token_compression.components import BLOCK_ENTRIES
+from llava.token_compression.cosine import (
+    LOOKUP_COST,
+    Scaled,
+    Tokens,
+    exact_products,
+    pair_cosines,
+    products,
+)
+from llava.token_compression.sketch import Sketch
+
+FEW = 512
+"""Up to so many kept tokens it is faster to compare with all of them than to find out which ones are likely."""
+
+ROWS = 256
+"""Source tokens at a time for which likely kept tokens are chosen together."""
+
+VECTOR_ENTRIES = 2**22
+"""Entries of vectors handed out at a time: 16 MB of float32."""
+
+
+def nearest(source: Tokens, kept: Tokens, membership: Tensor, rows: Tensor) -> Tensor:
+    """What `nearest_plain` in plain.py returns."""
+    return (_among_all if kept.count <= FEW else _among_likely)(source, kept, membership, rows)
+
+
+def _among_all(source: Tokens, kept: Tokens, membership: Tensor, rows: Tensor) -> Tensor:
+    everywhere = 4 * len(rows) > 3 * source.count  # then leaving some out costs more than it saves
+    targets, columns = kept.scaled(slice(None)), torch.arange(kept.count, device=rows.device)
+    step = max(1, min(BLOCK_ENTRIES // kept.count, VECTOR_ENTRIES // source.dim))
+    asked = torch.arange(source.count, device=rows.device) if everywhere else rows
+    found = torch.empty_like(asked)
+    for u, answers in zip(asked.split(step), found.split(step), strict=True):
+        vectors = source.scaled(slice(int(u[0]), int(u[-1]) + 1) if everywhere else u)
+        best = _best(products(vectors, targets), source, u, kept, columns)
+        answers.copy_(_unless_zero(vectors, membership[u], best))
+    return found[rows] if everywhere else found
+
+
+def _among_likely(source: Tokens, kept: Tokens, membership: Tensor, rows: Tensor) -> Tensor:
+    """Compare with one guess first; only tokens that the sketch allows to be as similar are compared with as well."""
+    sketch, doubt = Sketch(kept), max(source.doubt, kept.doubt)
+    targets, bounds = sketch.all(kept), sketch.all(source, rows)
+    guesses = membership[rows].clone()
+    for some in (guesses < 0).nonzero().view(-1).split(BLOCK_ENTRIES // kept.count):
+        guesses[some] = (bounds[some] @ targets.mT).argmax(dim=1)
+    found = torch.empty_like(guesses)
+    for some in guesses.argsort(stable=True).split(ROWS):
+        u = rows[some]
+        vectors = source.scaled(u)
+        reached = products(vectors, kept.scaled(guesses[some].unique())).amax(dim=1, keepdim=True)
+        above = (bounds[some] @ targets.mT).sub_(reached).amax(dim=0)
+        columns = (above >= -doubt - sketch.margin).nonzero().view(-1)
+        parts = columns.split(max(1, VECTOR_ENTRIES // source.dim))
+        cosines = torch.cat([products(vectors, kept.scaled(part)) for part in parts], dim=1)
+        found[some] = _unless_zero(vectors, membership[u], _best(cosines, source, u, kept, columns))
+    return found
+
+
+def _unless_zero(vectors: Scaled, membership: Tensor, best: Tensor) -> Tensor:
+    return torch.where((vectors.factors == 0) & (membership >= 0), membership, best)
+
+
+def _best(cosines: Tensor, source: Tokens, u: Tensor, kept: Tokens, v: Tensor) -> Tensor:
+    """Of kept tokens v (c,), ascending, the one of highest exact cosine with each source token u (r,).
+
+    Args:
+        cosines: (r, c), within `slack`.
+    """
+    highest, best = cosines.max(dim=1)
+    near = cosines >= highest[:, None] - 2 * max(source.doubt, kept.doubt)
+    contested = (near.sum(dim=1, dtype=torch.int32) > 1).nonzero().view(-1)
+    row, column = near[contested].nonzero(as_tuple=True)
+    if len(row) * LOOKUP_COST > len(contested) * len(v):
+        parts = v.split(max(1, VECTOR_ENTRIES // source.dim))
+        exact = torch.cat([exact_products(source.rows(u[contested]), kept.rows(part)) for part in parts], dim=1)
+        best[contested] = exact.argmax(dim=1)
+    elif len(row) > 0:
+        exact = pair_cosines(source, u[contested][row], kept, v[column])
+        top = exact.new_full((len(contested),), -torch.inf).scatter_reduce_(0, row, exact, "amax")
+        first = torch.full_like(contested, len(v))
+        best[contested] = first.scatter_reduce_(0, row, torch.where(exact == top[row], column, len(v)), "amin")
+    return v[best]
