@@ -17,6 +17,7 @@ import yaml
 
 from llava.errors import ConfigError
 from llava.token_compression import CompressionConfig
+from llava.token_compression.registry import get_method
 from llava.video import VideoConfig
 from llava.yaml_schema import build, did_you_mean, read_mapping
 
@@ -189,10 +190,12 @@ def setting_name(config: CompressionConfig | None) -> str:
     parts = [f"{letter}{value:g}" for letter, value in budget.items() if value is not None]
     if config.method != "scissor":
         parts.insert(0, config.method)
-    for option in dataclasses.fields(config):
-        value = getattr(config, option.name)
-        if option.name not in ("method", *BUDGETS) and value != option.default:
-            parts.append(f"{option.name}={value}")
+    for settings in (config, config.options):
+        for option in dataclasses.fields(settings) if settings else ():
+            value = getattr(settings, option.name)
+            default = get_method(config.method).merge if option.name == "merge" else option.default
+            if option.name not in ("method", "options", *BUDGETS) and value != default:
+                parts.append(f"{option.name}={value}")
     return "-".join(parts)
 
 

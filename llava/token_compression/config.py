@@ -24,7 +24,8 @@ class CompressionConfig:
         retained_tokens: exactly so many tokens are kept.
         error_tolerance: epsilon of the paper's vertex sampling (Eq. 2), 0 for exact components.
         temporal: run the second step, over all frames.
-        merge: run the final merge of all source tokens (Eq. 7 and 8).
+        merge: run the final merge of all source tokens (Eq. 7 and 8); None becomes what the method is published with:
+            true for "scissor".
         images: compress images as well as videos. What counts as an image's source tokens is what it would put into
             the prompt: its crops after merging, black borders cut off, newlines left out. These are one frame; the
             crops are the frames where nothing is merged (a flat merge type, `mm_use_zip`). Then, as in a video, a
@@ -33,9 +34,11 @@ class CompressionConfig:
         position_ids: "contiguous" numbers the kept tokens one after the other, as published; "source" leaves each at
             the rotary position of its representative, and each newline at its own.
         seed: of everything random.
+        options: settings that only this method has, as keys and values or as its own dataclass, which is what they
+            become; None where it has none.
 
     Raises:
-        ConfigError: an unknown method, a value out of range or of the wrong type, no size or more than one.
+        ConfigError: an unknown method or option, a value out of range or of the wrong type, no size or more than one.
     """
 
     method: str = "scissor"
@@ -44,10 +47,11 @@ class CompressionConfig:
     retained_tokens: int | None = None
     error_tolerance: float = 0.0
     temporal: bool = True
-    merge: bool = True
+    merge: bool | None = None
     images: bool = False
     position_ids: Literal["contiguous", "source"] = "contiguous"
     seed: int = 0
+    options: Any = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.method, str):
@@ -57,6 +61,8 @@ class CompressionConfig:
             self._normalise(name, Real, float, "a number")
         for name in ("retained_tokens", "seed"):
             self._normalise(name, Integral, int, "a whole number")
+        if self.merge is None:
+            object.__setattr__(self, "merge", method.merge)
         for name in ("temporal", "merge", "images"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} must be true or false, got {getattr(self, name)!r}.")
@@ -65,6 +71,7 @@ class CompressionConfig:
             raise ConfigError(f"Unknown position_ids {self.position_ids!r}{did_you_mean(self.position_ids, choices)}.")
         self._check_ranges()
         self._check_size(method.takes_threshold)
+        self._build_options(method.options)
 
     @classmethod
     def from_dict(cls, mapping: Mapping[str, Any], where: str = "compression") -> "CompressionConfig":
@@ -113,6 +120,15 @@ class CompressionConfig:
         if isinstance(value, bool) or not isinstance(value, kind):
             raise ConfigError(f"{name} must be {expected}, got {value!r}.")
         object.__setattr__(self, name, convert(value))
+
+    def _build_options(self, kind: type | None) -> None:
+        if kind is None:
+            if self.options:
+                raise ConfigError(f"Method {self.method!r} has no options, got {self.options!r}.")
+            object.__setattr__(self, "options", None)
+        elif not isinstance(self.options, kind):
+            given = {} if self.options is None else self.options
+            object.__setattr__(self, "options", build(kind, given, f"options of method {self.method!r}"))
 
     def _check_ranges(self) -> None:
         tau, ratio, tokens = self.similarity_threshold, self.retention_ratio, self.retained_tokens

@@ -48,26 +48,36 @@ class Method:
         takes_threshold: whether `similarity_threshold` means something to it.
         any_dtype: whether it takes features of any floating dtype, and converts blocks of them as it goes; if not, it
             gets them in float32, or float64 if they are.
+        options: a frozen dataclass of the settings that only this method has, all with defaults; `keep` finds an
+            instance of it in `config.options`.
+        merge: whether the final merge of all source tokens is part of it; `CompressionConfig(merge=...)` overrides it.
     """
 
     keep: Callable[..., Kept]
     inputs: tuple[str, ...]
     takes_threshold: bool
     any_dtype: bool
+    options: type | None = None
+    merge: bool = True
 
 
 _methods: dict[str, Method] = {}
 
 
 def register(
-    name: str, inputs: tuple[str, ...] = (), takes_threshold: bool = False, any_dtype: bool = False
+    name: str,
+    inputs: tuple[str, ...] = (),
+    takes_threshold: bool = False,
+    any_dtype: bool = False,
+    options: type | None = None,
+    merge: bool = True,
 ) -> Callable[[Callable[..., Kept]], Callable[..., Kept]]:
     """Register the decorated function as compression method `name`; the arguments are described at `Method`."""
 
     def add(keep: Callable[..., Kept]) -> Callable[..., Kept]:
         if name in _methods:
             raise ValueError(f"A compression method named {name!r} exists already.")
-        _methods[name] = Method(keep, inputs, takes_threshold, any_dtype)
+        _methods[name] = Method(keep, inputs, takes_threshold, any_dtype, options, merge)
         return keep
 
     return add

@@ -1,10 +1,13 @@
 """Invariants of `compress` that hold for every method and size."""
 
+from dataclasses import asdict, dataclass
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llava.config import setting_name
 from llava.errors import ConfigError, UserError
 from llava.instrument import record
 from llava.token_compression import CompressionConfig, compress, list_methods, register
@@ -235,6 +238,46 @@ def first_tokens():
 
     yield CompressionConfig(method="first", retained_tokens=2, merge=False)
     del _methods["first"]
+
+
+@dataclass(frozen=True)
+class PickOptions:
+    """Options of a method as a user would write it."""
+
+    last: bool = False
+    weights: tuple[float, ...] = (1.0,)
+
+
+@pytest.fixture
+def pick():
+    """A method with options, published without the final merge."""
+
+    @register("pick", options=PickOptions, merge=False)
+    def pick(features, config, budget):
+        total = features.shape[0] * features.shape[1]
+        return select(features, torch.arange(budget) + (total - budget if config.options.last else 0))
+
+    yield
+    del _methods["pick"]
+
+
+def test_a_method_has_options_and_a_merge_of_its_own(pick):
+    features = video(2, 5)
+    config = CompressionConfig.from_dict({"method": "pick", "retained_tokens": 2, "options": {"last": True}})
+    assert config.options == PickOptions(last=True)
+    assert config.merge is False
+    assert torch.equal(compress(features, config).tokens, features[1, 3:])
+    assert CompressionConfig(**asdict(config)) == config
+    assert setting_name(config) == "pick-k2-last=True"
+    merged = CompressionConfig(method="pick", retained_tokens=2, merge=True)
+    assert setting_name(merged) == "pick-k2-merge=True"
+    assert not torch.equal(compress(features, merged).tokens, features[0, :2])
+    with pytest.raises(ConfigError, match=r"options of method 'pick': unknown key 'lst'; did you mean 'last'"):
+        CompressionConfig(method="pick", retained_tokens=2, options={"lst": True})
+    with pytest.raises(ConfigError, match="last: expected true or false, got 1"):
+        CompressionConfig(method="pick", retained_tokens=2, options={"last": 1})
+    with pytest.raises(ConfigError, match="'scissor' has no options"):
+        CompressionConfig(retention_ratio=0.5, options={"last": True})
 
 
 def test_a_registered_method_is_a_method_like_any_other(first_tokens):
