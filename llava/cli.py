@@ -1,4 +1,4 @@
-"""The command `llava-scissor`: a question about a video or image, a look at a checkpoint, the list of methods."""
+"""The command `llava-scissor`: a question about a video, a picture of its compression, a look at a checkpoint."""
 
 from __future__ import annotations  # so that a Python that is too old gets as far as being refused
 
@@ -30,7 +30,7 @@ FLAGS = {
     "dtype": ("model.dtype", "T", "auto, float32, bfloat16 or float16 (default: auto)"),
     "num_frames": ("video.num_frames", "N", "frames to look at (default: what the checkpoint was trained with)"),
 }
-"""Options of `ask` that are short for a `section.key=value`."""
+"""Options of `ask` and `show` that are short for a `section.key=value`."""
 
 TEXT_KEYS = ("compression.method", "model.path", "model.device", "model.dtype")
 """Values that are text even where YAML would read a number or nothing at all, such as the folder `~` or `2024`."""
@@ -45,11 +45,13 @@ def _main(argv: list[str]) -> int:
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
     check_versions()
-    unknown = [word for word in rest if word.startswith("-") or arguments.command != "ask"]
+    unknown = [word for word in rest if word.startswith("-") or arguments.command not in ("ask", "show")]
     if unknown:
         raise UserError(f"unknown argument {unknown[0]}; see `llava-scissor {arguments.command or ''} --help`.")
     if arguments.command == "ask":
         _ask(arguments, overrides=rest)
+    elif arguments.command == "show":
+        _show(arguments, overrides=rest)
     elif arguments.command == "check":
         return _check(arguments)
     elif arguments.command == "methods":
@@ -78,12 +80,23 @@ def _parser() -> argparse.ArgumentParser:
     )
     ask.add_argument("file", metavar="FILE", help="path of a video, or of an image (.jpg, .png, .webp, .bmp)")
     ask.add_argument("question", metavar="QUESTION", help="text in quotes")
-    ask.add_argument("--config", metavar="FILE", help="an experiment file whose model, video and compression to use")
-    for name, (key, metavar, text) in FLAGS.items():
-        ask.add_argument(f"--{name.replace('_', '-')}", metavar=metavar, help=f"{text} [{key}]")
+    _add_settings(ask)
     ask.add_argument("--max-new-tokens", metavar="N", default="128", help="longest answer, in tokens (default: 128)")
     ask.add_argument("--stream", action="store_true", help="print the answer as it is written")
     ask.add_argument("--verbose", action="store_true", help="show log messages, library warnings and tracebacks")
+    show = commands.add_parser(
+        "show",
+        help="draw what a compression does to a video",
+        usage="%(prog)s VIDEO --out DIR [options] [section.key=value ...]",
+        description="Write the frames of a video with their components outlined, the same color being one kept token, "
+        "and the tokens that represent them marked: PNGs, components.mp4, merge_map.json, and index.html, which holds "
+        "everything. Keeps a tenth of the tokens unless a setting says otherwise.",
+    )
+    show.add_argument("file", metavar="VIDEO", help="path of a video")
+    show.add_argument("--out", metavar="DIR", required=True, help="folder to write to; made if it is not there")
+    show.add_argument("--question", metavar="TEXT", help="show the answers to it at several retention ratios")
+    _add_settings(show)
+    show.add_argument("--verbose", action="store_true", help="show log messages, library warnings and tracebacks")
     check = commands.add_parser(
         "check",
         help="say whether a checkpoint would load, what is in it, and what it needs",
@@ -96,6 +109,12 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--verbose", action="store_true", help="show log messages, library warnings and tracebacks")
     commands.add_parser("methods", help="list the compression methods", description="List the compression methods.")
     return parser
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", metavar="FILE", help="an experiment file whose model, video and compression to use")
+    for name, (key, metavar, text) in FLAGS.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", metavar=metavar, help=f"{text} [{key}]")
 
 
 def _ask(arguments: argparse.Namespace, overrides: list[str]) -> None:
@@ -124,6 +143,27 @@ def _ask(arguments: argparse.Namespace, overrides: list[str]) -> None:
         print(answer.text)
     print()
     print(report(answer))
+
+
+def _show(arguments: argparse.Namespace, overrides: list[str]) -> None:
+    _set_up_logging(arguments.verbose)
+    check_file(Path(arguments.file), UserError)
+    experiment, compresses = _experiment(arguments, overrides)
+
+    from llava.pipeline import VideoQA
+    from llava.show import look, write
+    from llava.token_compression import CompressionConfig
+
+    if not arguments.verbose:
+        _silence_libraries()
+    qa = VideoQA.from_config(experiment.model, experiment.video)
+    asked_for = experiment.compressions[0] if compresses else CompressionConfig(retention_ratio=0.1)
+    shown = look(qa, arguments.file, qa.compression(asked_for), arguments.question)
+    stats = shown.result.stats
+    print(f"{stats.kept_tokens} of {stats.source_tokens} tokens are kept ({100 * stats.retention_ratio:.1f} %)")
+    for ratio, answer in shown.answers:
+        print(f"{100 * ratio:g} %: {answer.text}")
+    print(f"see {write(shown, arguments.out)[-1]}")
 
 
 def _experiment(arguments: argparse.Namespace, overrides: list[str]) -> tuple[Experiment, bool]:

@@ -223,8 +223,8 @@ class VideoQA:
             CheckpointError: there is one, but the model has no vision tower.
         """
         visuals = [videos] if isinstance(videos, Visual) else list(videos or [])
-        if visuals and self.image_processor is None:
-            raise CheckpointError("This checkpoint has no vision tower: ask without a video, or load another one.")
+        if visuals:
+            self._check_sees()
         alone = len(visuals) == 1
         items = [
             self._image(visual, alone)
@@ -254,11 +254,24 @@ class VideoQA:
         """(1, length) int64 on the model's device."""
         return torch.tensor([tokenizer_image_token(prompt, self.tokenizer)], device=self.model.device)
 
-    def _video(self, path: str | Path, config: VideoConfig) -> VisualItem:
-        frames = self.load_video(path, self._with_frame_count(config)).frames  # (frames, height, width, 3)
+    def read_video(self, path: str | Path, config: VideoConfig | None = None) -> tuple[Video, torch.Tensor]:
+        """The frames of a video, and as the vision tower takes them: (frames, 3, side, side) float32.
+
+        Raises:
+            VideoError: it cannot be read. CheckpointError: the model has no vision tower.
+        """
+        self._check_sees()
+        video = self.load_video(path, self._with_frame_count(config or self.video))
         with stage("preprocess"):
-            pixels = self.image_processor.preprocess(frames, return_tensors="pt")["pixel_values"]
-        return VisualItem(pixels, "video", (frames.shape[2], frames.shape[1]))
+            return video, self.image_processor.preprocess(video.frames, return_tensors="pt")["pixel_values"]
+
+    def _check_sees(self) -> None:
+        if self.image_processor is None:
+            raise CheckpointError("This checkpoint has no vision tower: ask without a video, or load another one.")
+
+    def _video(self, path: str | Path, config: VideoConfig) -> VisualItem:
+        video, pixels = self.read_video(path, config)
+        return VisualItem(pixels, "video", (video.frames.shape[2], video.frames.shape[1]))
 
     def _image(self, visual: Visual, alone: bool) -> VisualItem:
         config = self.model.config
