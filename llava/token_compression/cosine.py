@@ -54,7 +54,7 @@ class Tokens(Vectors, Protocol):
     doubt: float
 
     def scaled(self, index: Tensor | slice) -> "Scaled":
-        """The directions of the vectors that `rows` hands out."""
+        """The directions of the vectors that `Vectors.rows` hands out."""
         ...
 
 
