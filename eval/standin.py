@@ -61,7 +61,8 @@ def write_standin(evaluation: EvaluationConfig) -> None:
     """
     home, count = standin_home(evaluation), evaluation.videos
     if not home.exists():
-        videos = make_videos(split=Split.EVAL, count=count, seed=evaluation.seed)
+        schema = SCHEMAS[evaluation.benchmark]
+        videos = make_videos(Split.EVAL, count, evaluation.seed, schema.parts, schema.stretch)
         videos = tqdm(videos, total=count, desc="Writing the stand-in videos", unit="video")
         write_home(home, videos, _fingerprint(evaluation), evaluation.benchmark)
 

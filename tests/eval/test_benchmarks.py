@@ -77,7 +77,8 @@ def write_standins(folder):
     """All stand-ins in one HF_HOME, which a process reads only once."""
     home, kinds = folder / "home", {}
     for name in NAMES:
-        write_home(folder / name, make_videos(VIDEOS.get(name, 5)), "0123456789abcdef" * 4, name)
+        videos = make_videos(VIDEOS.get(name, 5), min(3, len(SCHEMAS[name].parts(0))))
+        write_home(folder / name, videos, "0123456789abcdef" * 4, name)
         shutil.copytree(folder / name, home, dirs_exist_ok=True)
         kinds |= read_kinds(folder / name)
     (home / "kinds.json").write_text(json.dumps(kinds))

@@ -9,6 +9,7 @@ import pytest
 from standin_videos import make_videos
 
 from eval.standin import read_kinds, write_home, write_video
+from eval.standin_schemas import MLVU_DEV, MLVU_TEST, MVBENCH, SCHEMAS, VIDEOMMMU
 from eval.videos import make_videos as world_videos
 from eval.world import Split
 from llava.errors import UserError
@@ -75,6 +76,36 @@ def test_the_same_videos_are_the_same_bytes(tmp_path):
     assert len(videos) == 1
     for file in videos:
         assert (tmp_path / "first" / file).read_bytes() == (tmp_path / "second" / file).read_bytes()
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_each_part_of_a_benchmark_asks_its_kinds_of_questions(name):
+    schema = SCHEMAS[name]
+    videos = list(world_videos(Split.DEV, max(9, schema.videos), 5, schema.parts, schema.stretch, size=8))
+    for video in videos:
+        parts = schema.parts(video.index)
+        assert len(video.questions) == len(parts)
+        assert all(question.kind in part for question, part in zip(video.questions, parts, strict=True))
+        assert 8 * schema.stretch <= len(video.frames) <= 64 * schema.stretch
+    rows = [row for video in videos for row in schema.rows(video)]
+    if name == "mvbench":
+        assert [(config, kind) for config, _, kind in rows if config == "object_existence"] == [
+            ("object_existence", "absent")
+        ]
+        assert {config for config, _, _ in rows} == set(MVBENCH)
+    elif name.startswith("mlvu"):
+        categories = {"mlvu_dev": MLVU_DEV, "mlvu_test": MLVU_TEST}[name]
+        assert {columns["task_type"] for _, columns, _ in rows} == set(categories)
+        assert all(kind in categories[columns["task_type"]] for _, columns, kind in rows)
+    elif name == "videommmu":
+        assert all(kind in VIDEOMMMU[track] for track, _, kind in rows)
+
+
+def test_a_scene_that_cannot_be_asked_about_is_replaced():
+    (first,) = world_videos(Split.DEV, 1, 5, lambda index: [["vanish"], ["order"]], size=8)
+    assert [question.kind for question in first.questions] == ["vanish", "order"]
+    with pytest.raises(RuntimeError, match="No scene"):
+        list(world_videos(Split.DEV, 1, 5, lambda index: [["vanish"], ["vanish"]], size=8))
 
 
 def test_written_frames_come_back(tmp_path):
