@@ -68,11 +68,12 @@ def test_ask_prints_the_answer_tokens_and_milliseconds(ask, capsys):
 
 
 def test_a_streamed_answer_is_the_same(ask, capsys):
-    assert ask("--max-new-tokens", "9") == 0
+    arguments = ["--model", "tiny", "--max-new-tokens", "9"]  # what a random model says depends on the versions
+    assert ask(*arguments) == 0
     plain = capsys.readouterr().out.partition("\n\nframes")
-    assert ask("--max-new-tokens", "9", "--stream") == 0
+    assert ask(*arguments, "--stream") == 0
     assert capsys.readouterr().out.partition("\n\nframes")[:2] == plain[:2]
-    assert plain[0]
+    assert plain[0].strip()
 
 
 def test_ask_takes_an_image(ask, capsys, tmp_path):
