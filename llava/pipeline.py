@@ -21,12 +21,13 @@ from llava.assets import tiny_model_path
 from llava.config import ModelConfig
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import conv_templates
-from llava.errors import CheckpointError, ConfigError, DeviceError
+from llava.errors import CheckpointError, ConfigError, DeviceError, UserError
 from llava.images import is_image_file, load_image, process_image
 from llava.instrument import record, stage
 from llava.mm_utils import get_model_name_from_path, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
 from llava.model.items import VisualItem
+from llava.model.language_model.prefix import VisualPrefix
 from llava.model.llava_arch import checkpoint_compression
 from llava.model.video_layout import default_frames
 from llava.token_compression import CompressionConfig
@@ -186,6 +187,34 @@ class VideoQA:
             milliseconds=dict(recorder.milliseconds),
         )
 
+    def watch(
+        self,
+        videos: Visual | Sequence[Visual],
+        *,
+        compression: CompressionConfig | None = None,
+        video: VideoConfig | None = None,
+    ) -> "Watched":
+        """Read, encode and compress videos or images, and let the language model read them, once for many questions.
+
+            watched = qa.watch("clip.mp4", compression=CompressionConfig(retention_ratio=0.25))
+            watched.ask("What color is the circle?")
+            watched.ask("Which shape appears last?")  # starts at the question
+
+        Args:
+            videos: one video or image, or several; they come before each question.
+            compression, video: as in `ask`.
+
+        Raises:
+            UserError: there is none, or one cannot be read.
+        """
+        if not isinstance(videos, Visual) and len(videos) == 0:
+            raise UserError("There is nothing to watch: give a video or an image.")
+        config = self.compression(compression)
+        with record() as recorder, compressing(self.model, config), torch.inference_mode():
+            inputs = self.prepare("", videos, video)
+            prefix = self.model.read_prefix(inputs.input_ids, **inputs.arguments())
+        return Watched(self, prefix, recorder.compressions, inputs, dict(recorder.milliseconds))
+
     def compression(self, asked_for: CompressionConfig | None) -> CompressionConfig:
         """What is asked for, else what the checkpoint's config.json says, else "none", which keeps and counts all."""
         return asked_for or checkpoint_compression(self.model.config) or CompressionConfig(method="none")
@@ -287,6 +316,45 @@ class VideoQA:
         if config.num_frames is not None:
             return config
         return dataclasses.replace(config, num_frames=default_frames(self.model.config))
+
+
+class Watched:
+    """Videos and images that the language model has read. It takes any number of questions, each by itself.
+
+    Answers are those of `VideoQA.ask` up to the rounding of sums, which two parts of a prompt do in another order than
+    the whole prompt. The keys and values of the video's kept tokens stay on the device until this object is gone; see
+    `llava.model.language_model.prefix.VisualPrefix` for their size. The model's weights and setting must stay as they
+    were.
+
+    Attributes:
+        source_tokens, kept_tokens, frames: as in `Answer`.
+        milliseconds: per stage, of watching; those of an `Answer` are of the question alone.
+    """
+
+    def __init__(
+        self, qa: VideoQA, prefix: VisualPrefix, stats: Sequence[Any], inputs: Inputs, milliseconds: dict[str, float]
+    ) -> None:
+        self._qa, self._prefix, self._visuals = qa, prefix, len(inputs.items)
+        self.source_tokens = sum(item.source_tokens for item in stats)
+        self.kept_tokens = sum(item.kept_tokens for item in stats)
+        self.frames = sum(len(item.pixels) for item in inputs.items)
+        self.milliseconds = milliseconds
+
+    def ask(self, question: str, *, max_new_tokens: int = 128, **options: Any) -> Answer:
+        """Answer a question; `options` are transformers' generation arguments.
+
+        Raises:
+            UserError: the question has a place for a video in it.
+        """
+        if DEFAULT_IMAGE_TOKEN in question:
+            raise UserError(f"What is watched stands before the question, so that {DEFAULT_IMAGE_TOKEN} has no place.")
+        qa = self._qa
+        with record() as recorder:
+            with stage("preprocess"):
+                input_ids = qa._tokens(qa._prompt(question, self._visuals))
+            inputs = Inputs(input_ids, [])
+            text = qa._generate(inputs, prefix=self._prefix, max_new_tokens=max_new_tokens, **options)
+        return Answer(text, self.source_tokens, self.kept_tokens, self.frames, dict(recorder.milliseconds))
 
 
 def resolve_device(name: str) -> torch.device:

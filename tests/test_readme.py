@@ -39,12 +39,14 @@ def test_example_on_tensors_works_as_written():
 
 
 def test_example_in_python_answers(monkeypatch):
-    (source,) = [block for block in blocks("python") if "VideoQA.from_pretrained" in block]
+    first, second = [block for block in blocks("python") if "qa = VideoQA" in block or "qa.watch" in block]
     monkeypatch.chdir(ROOT)
     names: dict = {}
-    exec(compile(source, "README.md", "exec"), names)
+    exec(compile(first, "README.md", "exec"), names)
     assert names["answer"].source_tokens == 200
     assert names["answer"].kept_tokens == 50
+    exec(compile(second, "README.md", "exec"), names)
+    assert names["watched"].kept_tokens == 50
 
 
 def test_report_on_the_bundled_model_is_the_one_shown(capsys):

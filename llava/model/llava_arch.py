@@ -232,12 +232,28 @@ class LlavaMetaForCausalLM:
         if used and self.get_vision_tower() is None:
             raise UserError("This checkpoint has no vision tower (mm_vision_tower), so it takes text only.")
         encoded = dict(zip(used, self.encode_images([items[index] for index in used]), strict=True))
+        items_of_rows = [[encoded[index] for index in indices] for indices in assignment]
+        return self.splice_encoded(ids, targets_per_row, items_of_rows, padding_side, self._source_positions())
 
+    def splice_encoded(
+        self,
+        ids: Sequence[torch.Tensor],
+        labels: Sequence[torch.Tensor],
+        items: Sequence[Sequence[VisualTokens]],
+        padding_side: str,
+        source_positions: bool,
+    ) -> PaddedBatch:
+        """Insert encoded items into their rows and pad.
+
+        Args:
+            ids, labels: (length,) int64 of each row, without padding.
+            items: what each row's placeholders stand for.
+            source_positions: leave each kept token at the rotary position of its representative.
+        """
         limit = getattr(self.config, "tokenizer_model_max_length", None)
         rows = []
-        for row_ids, row_labels, indices in zip(ids, targets_per_row, assignment, strict=True):
-            row_items = [encoded[index] for index in indices]
-            row = splice_row(row_ids, row_labels, row_items, self.model.embed_tokens, self._source_positions())
+        for row_ids, row_labels, row_items in zip(ids, labels, items, strict=True):
+            row = splice_row(row_ids, row_labels, row_items, self.model.embed_tokens, source_positions)
             if limit is not None and len(row.embeds) > limit:
                 logger.warning(
                     "A prompt of %d positions is cut to tokenizer_model_max_length = %d.", len(row.embeds), limit

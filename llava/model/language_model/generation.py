@@ -5,10 +5,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, Qwen2ForCausalLM
+from transformers import DynamicCache, GenerationConfig, Qwen2ForCausalLM
 
+from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.errors import UserError
-from llava.model.items import Images
+from llava.model.items import Images, visual_items
+from llava.model.language_model.prefix import VisualPrefix
+from llava.model.newlines import VisualTokens
+from llava.model.splice import PaddedBatch
 
 CACHE = "cache" if "cache" in inspect.signature(Qwen2ForCausalLM.forward).parameters else "past_key_values"
 """What the installed transformers calls the keys and values of earlier tokens; it was renamed in version 5.24."""
@@ -27,6 +31,7 @@ class LlavaGenerationMixin:
         images: Images | None = None,
         image_sizes: Sequence[Sequence[int]] | None = None,
         modalities: str | Sequence[str] = "image",
+        prefix: VisualPrefix | None = None,
         **kwargs: Any,
     ) -> Any:
         """Generate text, returning only the new tokens.
@@ -37,13 +42,15 @@ class LlavaGenerationMixin:
         Args:
             inputs: (rows, length) int64 prompt ids; padding, on either side, is what `attention_mask` hides.
             images, image_sizes, modalities: as in `forward`.
+            prefix: what `read_prefix` returned for the beginning of this one prompt, in place of `images`.
             **kwargs: transformers' generation arguments, and `attention_mask` (rows, length).
 
         Returns:
             (rows, new tokens) int64, or transformers' output object with `return_dict_in_generate=True`.
 
         Raises:
-            UserError: no prompt, prompt and images that do not fit, or `position_ids` / `inputs_embeds` given.
+            UserError: no prompt, prompt and images that do not fit, a prompt that does not begin with `prefix`, or
+                `position_ids` / `inputs_embeds` given.
         """
         if inputs is None:
             inputs = kwargs.pop("input_ids", None)
@@ -54,12 +61,75 @@ class LlavaGenerationMixin:
                 )
         if inputs is None:
             raise UserError("generate needs the prompt's token ids: model.generate(input_ids, images=...).")
-        prompt = self.splice(inputs, kwargs.pop("attention_mask", None), None, images, modalities, image_sizes, "left")
+        mask = kwargs.pop("attention_mask", None)
+        kwargs = without_warnings(kwargs, self.generation_config)
+        if prefix is None:
+            return self._continue(self.splice(inputs, mask, None, images, modalities, image_sizes, "left"), kwargs)
+        if images is not None:
+            raise UserError("Give either images or the prefix that holds them, not both.")
+        prefix.check_begins(inputs, mask)
+        prompt = self._spliced_row(inputs[0], prefix.items, prefix.source_positions)
+        if prompt.embeds.shape[1] <= prefix.length:
+            raise UserError(
+                f"The prefix fills the {prefix.length} positions that the checkpoint reads; keep fewer video tokens."
+            )
+        with prefix.lent(_rows_per_prompt(kwargs, self.generation_config)) as cache:
+            return self._continue(prompt, {**kwargs, CACHE: cache})
+
+    @torch.no_grad()
+    def read_prefix(
+        self: Any,
+        input_ids: torch.Tensor,
+        images: Images,
+        image_sizes: Sequence[Sequence[int]] | None = None,
+        modalities: str | Sequence[str] = "image",
+    ) -> VisualPrefix:
+        """Read a prompt up to its last placeholder, so that each prompt that begins with it starts there.
+
+            prefix = model.read_prefix(first, images=[frames], modalities=["video"])
+            model.generate(first, prefix=prefix)
+            model.generate(second, prefix=prefix)
+
+        Args:
+            input_ids: (1, length) int64 without padding. What follows the last placeholder is not looked at.
+            images, image_sizes, modalities: as in `generate`.
+
+        Raises:
+            UserError: several prompts, none with a placeholder, or images that do not fit.
+        """
+        places = (input_ids == IMAGE_TOKEN_INDEX).nonzero()
+        if len(input_ids) != 1 or len(places) == 0:
+            raise UserError("A prefix is read from a single prompt with an image or a video in it.")
+        ids = input_ids[0, : int(places[-1, 1]) + 1]
+        items = visual_items(images, modalities, image_sizes)
+        if len(items) != len(places) or any(item.modality == "text" for item in items):
+            raise UserError(f"The prompt has {len(places)} <image> placeholders but {len(items)} images were given.")
+        encoded = self.encode_images(items)
+        source_positions = self._source_positions()
+        prompt = self._spliced_row(ids, encoded, source_positions)
+        cache = DynamicCache(config=self.config)
+        self(
+            inputs_embeds=prompt.embeds,
+            position_ids=prompt.position_ids,
+            use_cache=True,
+            logits_to_keep=1,
+            past_key_values=cache,
+        )
+        return VisualPrefix(ids, encoded, source_positions, prompt.embeds.shape[1], cache)
+
+    def _spliced_row(
+        self: Any, ids: torch.Tensor, items: Sequence[VisualTokens], source_positions: bool
+    ) -> PaddedBatch:
+        """A batch of one row of ids (length,)."""
+        labels = torch.full_like(ids, IGNORE_INDEX)
+        return self.splice_encoded([ids], [labels], [items], "left", source_positions)
+
+    def _continue(self: Any, prompt: PaddedBatch, kwargs: dict[str, Any]) -> Any:
         return super().generate(  # type: ignore[misc]
             inputs_embeds=prompt.embeds,
             attention_mask=prompt.attention_mask.long(),
             prompt_position_ids=prompt.position_ids,
-            **without_warnings(kwargs, self.generation_config),
+            **kwargs,
         )
 
     def prepare_inputs_for_generation(
@@ -90,6 +160,15 @@ class LlavaGenerationMixin:
         positions = torch.cat([prompt_position_ids, prompt_position_ids[:, -1:] + new], dim=1)
         step["position_ids"] = positions[:, done:end]
         return step
+
+
+def _rows_per_prompt(kwargs: dict[str, Any], defaults: GenerationConfig) -> int:
+    """Into how many rows generation expands each prompt."""
+    defaults = kwargs.get("generation_config", defaults)
+    beams, sequences = (
+        kwargs.get(name, getattr(defaults, name)) or 1 for name in ("num_beams", "num_return_sequences")
+    )
+    return max(beams, sequences)
 
 
 def without_warnings(kwargs: dict[str, Any], defaults: GenerationConfig) -> dict[str, Any]:
