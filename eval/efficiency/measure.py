@@ -87,16 +87,20 @@ def _measure(
     with compression(model, cell.compression):
         runs = repeat(run, settings, forget_peak)
         peak = torch.cuda.max_memory_allocated(device) - reserved_bytes if cuda else None
+        further = _measure_further_question(model, ids, videos, settings) if rows == 1 else None
         prefill = _count_prefill(model, ids, videos)
     times, intervals, kept = zip(*runs, strict=True)
     first = [steps[0] for steps in intervals]
     shape = DecoderShape.of(model.config)
-    milliseconds = {name: spread([stages[name] for stages in times]) for name in STAGES}
+    milliseconds: dict[str, dict[str, float] | None] = {
+        name: spread([stages[name] for stages in times]) for name in STAGES
+    }
     others = [whole - sum(stages.values()) for whole, stages in zip(first, times, strict=True)]
     milliseconds |= {
         "other": spread(others),
         "time_to_first_token": spread(first),
         "per_generated_token": spread([step for steps in intervals for step in steps[1:]]),
+        "further_question": further,
     }
     return {
         "runs": len(runs),
@@ -107,6 +111,22 @@ def _measure(
         **prefill,
         "paper_flops": rows * paper_flops(shape.layers, shape.hidden, shape.intermediate, kept[-1]),
     }
+
+
+@torch.inference_mode()
+def _measure_further_question(
+    model: Any, ids: torch.Tensor, videos: dict[str, Any], settings: Measurement
+) -> dict[str, float]:
+    """Milliseconds to the first token of an answer about a video that the model has read before."""
+    prefix = model.read_prefix(ids, **videos)
+
+    def run() -> float:
+        clock = TokenClock(model.device)
+        criteria = StoppingCriteriaList([clock])
+        model.generate(ids, prefix=prefix, max_new_tokens=1, do_sample=False, stopping_criteria=criteria)
+        return clock.intervals()[0]
+
+    return spread(repeat(run, settings))
 
 
 @torch.no_grad()

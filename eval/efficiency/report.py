@@ -21,6 +21,7 @@ LABELS = {
     "prefill": "prefill",
     "other": "other",
     "time_to_first_token": "time to first token",
+    "further_question": "first token of a further question",
     "per_generated_token": "per generated token",
 }
 
@@ -85,13 +86,15 @@ def times_table(cells: Sequence[Mapping[str, Any]]) -> str:
                 cell_of(cell).name,
                 *(_times(times[name]) for name in (*PARTS, "time_to_first_token")),
                 speed_up,
+                "-" if times["further_question"] is None else _times(times["further_question"]),
                 _times(times["per_generated_token"]),
                 f"{cell['tokens_per_second']['median']:.1f}",
                 str(cell["runs"]),
             ]
         )
     names = [LABELS[name] for name in (*PARTS, "time_to_first_token")]
-    return _table(["setting", *names, "times as fast", LABELS["per_generated_token"], "tokens/s", "runs"], rows)
+    heads = ["setting", *names, "times as fast", LABELS["further_question"], LABELS["per_generated_token"]]
+    return _table([*heads, "tokens/s", "runs"], rows)
 
 
 def sizes_table(cells: Sequence[Mapping[str, Any]]) -> str:
@@ -129,7 +132,7 @@ def sentences(cells: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         if cell["status"] != "measured":
             yield f"{name}: {cell['status']} ({cell['reason']})."
             continue
-        times = {part: entry["median"] for part, entry in cell["milliseconds"].items()}
+        times = _medians(cell)
         largest = max(PARTS, key=lambda part: times[part])
         whole = times["time_to_first_token"]
         dominates = (
@@ -144,7 +147,7 @@ def sentences(cells: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 def _verdict(times: Mapping[str, float], baseline: Mapping[str, Any] | None) -> str:
     if baseline is None:
         return "Whether compression pays cannot be said: the uncompressed baseline could not be measured."
-    before = {part: entry["median"] for part, entry in baseline["milliseconds"].items()}
+    before = _medians(baseline)
     saved = before["prefill"] - times["prefill"]
     ratio = before["time_to_first_token"] / times["time_to_first_token"]
     pays = times["compression"] < saved
@@ -161,6 +164,10 @@ def _verdict(times: Mapping[str, float], baseline: Mapping[str, Any] | None) -> 
             f"{_number(control)}: the two were not measured under like conditions."
         )
     return verdict
+
+
+def _medians(cell: Mapping[str, Any]) -> dict[str, float]:
+    return {part: entry["median"] for part, entry in cell["milliseconds"].items() if entry is not None}
 
 
 def _notes_on_operations(cells: Sequence[Mapping[str, Any]]) -> Iterator[str]:

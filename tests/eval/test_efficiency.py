@@ -130,7 +130,11 @@ def test_a_real_run_measures_every_stage_of_every_cell(write_config, capsys, mod
         assert surplus in (0, rotary)  # older transformers make the rotary angles by a matrix product
         assert cell["prefill_flops"]["attention_counted"]
         times = cell["milliseconds"]
-        assert set(times) == {*STAGES, "other", "time_to_first_token", "per_generated_token"}
+        assert set(times) == {*STAGES, "other", "time_to_first_token", "per_generated_token", "further_question"}
+        further = times.pop("further_question")
+        assert (further is None) == (batch > 1)
+        if further is not None:
+            times = {**times, "further_question": further}
         assert all(0 < entry["p10"] <= entry["median"] <= entry["p90"] for entry in times.values())
         assert cell["peak_memory_bytes"] is None
     assert set(result["inputs"]["2"]) == {"decode_video", "preprocess", "fingerprint"}
@@ -264,7 +268,8 @@ def test_features_of_random_weights_are_replaced_for_each_video_and_given_back(w
 def cell(method, ratio, **milliseconds):
     times = dict.fromkeys(report.PARTS, 1.0) | {"per_generated_token": 2.0} | milliseconds
     times["time_to_first_token"] = sum(times[part] for part in report.PARTS)
-    entries = {name: {"median": time, "p10": time, "p90": time} for name, time in times.items()}
+    entries: dict = {name: {"median": time, "p10": time, "p90": time} for name, time in times.items()}
+    entries["further_question"] = None
     setting = {"frames": 8, "batch_size": 1, "method": method, "retention_ratio": ratio}
     return {"cell": setting, "status": "measured", "milliseconds": entries}
 
