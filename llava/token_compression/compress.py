@@ -175,17 +175,17 @@ def _check_inputs(config: CompressionConfig, inputs: dict[str, object]) -> None:
 
 
 def _now(device: torch.device) -> Any:
-    if device.type != "cuda":
-        return time.perf_counter()
-    event = torch.cuda.Event(enable_timing=True)
-    event.record(torch.cuda.current_stream(device))
-    return event
+    if device.type == "cuda":
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(device))
+        return event
+    return time.perf_counter()
 
 
 def _milliseconds_since(start: Any, device: torch.device) -> float:
     """Wall-clock time; on CUDA that between two points of the stream, of which the second one is waited for."""
     now = _now(device)
-    if device.type != "cuda":
-        return 1000 * (now - start)
-    now.synchronize()
-    return start.elapsed_time(now)
+    if device.type == "cuda":
+        now.synchronize()
+        return start.elapsed_time(now)
+    return 1000 * (now - start)

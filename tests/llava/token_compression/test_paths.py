@@ -1,6 +1,7 @@
 """Every path gives the results of the plain one, bit for bit."""
 
 import contextlib
+import importlib.metadata
 import math
 
 import pytest
@@ -262,3 +263,19 @@ def test_products_are_within_the_slack_and_sketches_bound_cosines():
             sketch = pruned.Sketch(some)
             sketches = sketch.all(some)
             assert (sketches @ sketches.T >= exact - sketch.margin).all()
+
+
+@pytest.mark.parametrize(("version", "has"), [("3.4.0", True), ("3.10.1", True), ("3.3.1", False), (None, False)])
+def test_kernels_are_used_where_a_triton_is_installed_that_is_new_enough(version, has, monkeypatch):
+    def installed(name):
+        assert name == "triton"
+        if version is None:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return version
+
+    monkeypatch.setattr(importlib.metadata, "version", installed)
+    paths.has_kernels.cache_clear()
+    try:
+        assert paths.has_kernels() is has
+    finally:
+        paths.has_kernels.cache_clear()
