@@ -1,0 +1,60 @@
+"""Families to which a video is a series of labelled images: InternVL and SmolVLM.
+
+Images and frames have the same placeholder, and the model is told nothing else, so the prompt decides: a video is two
+or more groups of placeholders of exactly one tile each, with a label such as "Frame2: " or "Frame from 00:01:" between
+neighbours, at least 5 and at most 24 tokens including those that start and end an image. Another video begins where
+the first label is repeated, or where there is more text than between the first two frames. An image in several tiles is
+one longer group (InternVL) or tiles with next to nothing between them (SmolVLM). What cannot be told from frames are
+several images of one tile each with labels of their own ("Image-1: "): do not compress those.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from llava.hf.family import Family, VideoShape, runs
+
+LABEL = range(5, 25)
+"""Tokens between the frames of a video."""
+
+LONGER = 2
+"""Digits by which a label may be longer than that of the second frame."""
+
+BEFORE_LABEL = 2
+"""Tokens between two frames that belong to the earlier one, at least one, and the line's end."""
+
+
+class LabelledFrames(Family):
+    """See the module. `shapes` gives every frame or tile for itself."""
+
+    features = "get_image_features"
+    placeholder = "image_token_id"
+
+    def locate(self, places: Tensor, shapes: Iterator[VideoShape], ids: Tensor | None) -> list[Tensor]:
+        tile = next(shapes).tokens_per_frame if len(places) else 0
+        videos: list[list[Tensor]] = [[]]
+        for run in runs(places):
+            if len(run) != tile or not _continues(videos[-1], run, ids):
+                videos.append([])
+            if len(run) == tile:
+                videos[-1].append(run)
+        return [torch.stack(frames) for frames in videos if len(frames) > 1]
+
+
+def _continues(frames: list[Tensor], run: Tensor, ids: Tensor | None) -> bool:
+    """Whether `run` is the next frame of the video that `frames` begin."""
+    if not frames:
+        return False
+    gap = int(run[0] - frames[-1][-1]) - 1
+    if len(frames) == 1 or gap not in LABEL:
+        return gap in LABEL and not _restarts(frames[0], run, gap, ids)
+    usual = int(frames[1][0] - frames[0][-1]) - 1
+    return gap <= usual + LONGER and not _restarts(frames[0], run, usual, ids)
+
+
+def _restarts(first: Tensor, run: Tensor, gap: int, ids: Tensor | None) -> bool:
+    """Whether `run` has the label of the first frame, so that another video begins."""
+    label = gap - BEFORE_LABEL
+    start, again = int(first[0]), int(run[0])
+    return ids is not None and start >= label and torch.equal(ids[start - label : start], ids[again - label : again])

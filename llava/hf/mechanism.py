@@ -1,0 +1,395 @@
+"""Shorten the prompt between a model's vision tower and its language model, by hooks on this one model.
+
+`generate` and its caller go on seeing the whole prompt: ids, mask and positions of the full length. The language model
+and its cache see the short one. What decoding needs to know about the difference is kept with the cache.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llava.errors import ConfigError, UserError
+from llava.hf.families import family_of
+from llava.hf.family import VideoShape
+from llava.hf.positions import close_gaps
+from llava.hf.prompt import Cut, Video, compress_videos, cut, merged, merged_features
+from llava.instrument import stage
+from llava.token_compression.config import CompressionConfig
+from llava.token_compression.registry import get_method
+
+ATTRIBUTE = "_llava_compression"
+"""Where a model keeps its `Mechanism`, and a cache its `Shortened`; absent while nothing is compressed."""
+
+LATER_VIDEO = (
+    "A video that is added to a cache cannot be compressed; give the whole conversation with a new cache, in one "
+    "piece: without prefill_chunk_size."
+)
+FOREIGN_VIDEO = (
+    "The prompt's video placeholders are not those of the videos that the model has just encoded. Encode the videos "
+    "and read the prompt inside the same block and in one piece: without mm_encoder_outputs from elsewhere, and "
+    "without prefill_chunk_size."
+)
+
+
+@dataclass
+class Shortened:
+    """What a cache knows about the prompt that it holds in short.
+
+    Attributes:
+        mask: (batch, short length) int64, 0 for padding.
+        full: whether there is no padding.
+        gap: tokens by which the cache is shorter than the prompt.
+        shift: (batch,) int64, by how much positions after the prompt are lower than in the full one.
+        next_position: (batch,) int64, the first of them in the full one, counted in tokens.
+    """
+
+    mask: Tensor
+    full: bool
+    gap: int
+    shift: Tensor
+    next_position: Tensor
+
+    def grown(self, total: int) -> Tensor:
+        """(batch, total) mask of so many short and new tokens."""
+        mask = self.mask[:, :total]
+        return torch.cat([mask, mask.new_ones(len(mask), total - mask.shape[1])], dim=1)
+
+
+class Mechanism:
+    """The hooks on one model, and the configurations of its blocks, of which the innermost one counts."""
+
+    def __init__(self, model: Any) -> None:
+        self.family = family_of(model)
+        self.model, self.base = model, model.base_model
+        self.language_model = getattr(self.base, self.family.language_model)
+        self.placeholder = getattr(model.config, self.family.placeholder)
+        self.entries: list[tuple[CompressionConfig]] = []
+        self.shapes: list[VideoShape] = []
+        self.encoded = False
+        self.found: Tensor | None = None
+        self.ids: Tensor | None = None
+        self.arguments: dict[str, Any] = {}
+        self.pending: Shortened | None = None
+        self.removals: list[Callable[[], None]] = []
+
+    @property
+    def config(self) -> CompressionConfig:
+        """What counts: that of the innermost block."""
+        return self.entries[-1][0]
+
+    def install(self) -> None:
+        """Put the hooks on the model."""
+        self.removals = [
+            self.base.register_forward_pre_hook(self._before_base, with_kwargs=True).remove,
+            self.base.register_forward_hook(self._after_base).remove,
+            self.language_model.register_forward_pre_hook(self._before_language_model, with_kwargs=True).remove,
+            self.language_model.register_forward_hook(self._after_language_model).remove,
+            self._wrap(self.base, self.family.features, self._observing),
+            self._wrap(self.model, "prepare_inputs_for_generation", self._preparing),
+        ]
+        setattr(self.model, ATTRIBUTE, self)
+
+    def remove(self) -> None:
+        """Leave the model as it was."""
+        for removal in reversed(self.removals):
+            removal()
+        self.removals = []
+        delattr(self.model, ATTRIBUTE)
+
+    @staticmethod
+    def _wrap(owner: Any, name: str, wrapper: Callable[[Any], Any]) -> Callable[[], None]:
+        """Shadow a method on this instance; generation looks at its signature."""
+        before = vars(owner).get(name)
+        original = getattr(owner, name)
+        setattr(owner, name, functools.wraps(original)(wrapper(original)))
+        return (lambda: delattr(owner, name)) if before is None else (lambda: setattr(owner, name, before))
+
+    def _observing(self, original: Any) -> Any:
+        signature = inspect.signature(original)
+
+        def encode(*args: Any, **kwargs: Any) -> Any:
+            with stage("vision_tower", self.base.device):
+                output = original(*args, **kwargs)
+            self.shapes = self.family.shapes(self.model.config, signature.bind(*args, **kwargs).arguments, output)
+            self.encoded = True
+            return output
+
+        return encode
+
+    def _preparing(self, original: Any) -> Any:
+        def prepare(input_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
+            cache = _cache(kwargs)
+            state = getattr(cache, ATTRIBUTE, None)
+            if state is None:
+                return original(input_ids, *args, **kwargs)
+            old_style = kwargs.get("cache_position") is not None  # positions are computed here, from the full mask
+            if kwargs.get("is_first_iteration") and cache.get_seq_length() > 0:
+                _check_next_turn(input_ids, kwargs.get("attention_mask"))
+            elif not old_style and (not state.full or kwargs.get("attention_mask") is not None):
+                new = kwargs.get("next_sequence_length") or 1
+                kwargs["attention_mask"] = state.grown(cache.get_seq_length() + new)
+            inputs = original(input_ids, *args, **kwargs)
+            positions = inputs.get("position_ids")
+            if positions is not None and cache.get_seq_length() > 0:
+                inputs["position_ids"] = _shifted(positions, state.shift)
+            return inputs
+
+        return prepare
+
+    @torch.compiler.disable
+    def _before_base(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Remember where the placeholders are."""
+        ids: Tensor | None = args[0] if args else kwargs.get("input_ids")
+        self.ids, self.arguments = ids, kwargs
+        if ids is not None:
+            self.found = ids == self.placeholder
+        else:
+            embeds = kwargs["inputs_embeds"]
+            row = module.get_input_embeddings()(torch.tensor(self.placeholder, device=embeds.device))
+            self.found = (embeds == row).all(-1)
+        cache = _cache(kwargs)
+        state = getattr(cache, ATTRIBUTE, None)
+        if state is None or cache.get_seq_length() == 0:
+            return None
+        if kwargs.get("position_ids") is not None or kwargs.get("cache_position") is not None:
+            return None
+        # A loop written by hand leaves positions to the model, which would count from the cache's length.
+        after = cache.get_seq_length() - state.mask.shape[1]
+        new = torch.arange(self.found.shape[1], device=state.mask.device)
+        positions = (state.next_position - state.shift + after)[:, None] + new
+        delta = getattr(module, "rope_deltas", None)
+        if self.family.rotary_axes and delta is not None:
+            positions = (positions + delta.to(positions.device))[None].expand(3, -1, -1)
+        return args, dict(kwargs, position_ids=positions)
+
+    @torch.compiler.disable
+    def _after_base(self, module: Any, args: Any, output: Any) -> None:
+        self.ids, self.arguments = None, {}
+        if self.found is not None:
+            self.found = None
+            raise UserError(
+                f"{type(self.model).__name__} did not call its {self.family.language_model} as this version expects, "
+                "so nothing was compressed; this version of transformers is not supported for this model."
+            )
+
+    @torch.compiler.disable
+    def _before_language_model(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        found, self.found, self.pending = self.found, None, None
+        embeds, cache = kwargs["inputs_embeds"], _cache(kwargs)
+        past = cache.get_seq_length() if cache is not None else 0
+        encoded, self.encoded = self.encoded, False
+        if past > 0:
+            if encoded:
+                raise UserError(LATER_VIDEO)
+            return self._decoding(args, kwargs, cache, past + embeds.shape[1])
+        if hasattr(cache, ATTRIBUTE):  # an emptied cache that is used again
+            delattr(cache, ATTRIBUTE)
+            vars(cache).pop("crop", None)
+        if found is None or not found.any():
+            return None
+        valid = _valid(kwargs.get("attention_mask"), embeds)
+        places = self._places(found.to(embeds.device) & valid)
+        with stage("compression", embeds.device):
+            rows = compress_videos(embeds, places, self.config)
+            shorter = cut(rows, valid)
+        if all(video.result.stats.kept_tokens == video.places.numel() for row in rows for video in row):
+            return None
+        return args, self._shortened(kwargs, rows, shorter, valid)
+
+    def _places(self, found: Tensor) -> list[list[Tensor]]:
+        """For each row of (batch, length) placeholders the places of its videos."""
+        shapes = self.family.in_prompt(self.shapes, self.arguments)
+        total = sum(shape.placeholders for shape in shapes)
+        if total == 0 or found.sum() % total:
+            raise UserError(FOREIGN_VIDEO)
+        copies = int(found.sum()) // total  # beams repeat each prompt, and not its videos
+        in_order = iter(shapes)
+        places: list[list[Tensor]] = []
+        for group in found.split(copies):
+            own = list(_first(in_order, int(group[0].sum())))
+            for row in group:
+                ids = None if self.ids is None else self.ids[len(places)]
+                places.append(self.family.locate(row.nonzero()[:, 0], iter(own), ids))
+        return places
+
+    def _shortened(
+        self, kwargs: dict[str, Any], rows: list[list[Video]], shorter: Cut, valid: Tensor
+    ) -> dict[str, Any]:
+        """Arguments of the language model for the prompts that are left."""
+        embeds = kwargs["inputs_embeds"]
+        in_video = torch.zeros_like(valid)
+        for index, videos in enumerate(rows):
+            for video in videos:
+                in_video[index, video.places.flatten()] = True
+        positions, shift = self._positions(kwargs.get("position_ids"), in_video, shorter, valid)
+        changed = dict(
+            kwargs,
+            inputs_embeds=shorter.rows(merged(embeds, rows)),
+            position_ids=positions,
+            attention_mask=shorter.mask,  # also where it is all ones: without one, gaps look like separate sequences
+        )
+        if kwargs.get("visual_pos_masks") is not None:
+            visual = kwargs["visual_pos_masks"].to(embeds.device)
+            ranks = (visual.flatten().cumsum(0) - 1).view_as(visual)
+            left = shorter.rows(visual) & shorter.mask.bool()
+            chosen = shorter.rows(ranks)[left]
+            changed["visual_pos_masks"] = left
+            changed["deepstack_visual_embeds"] = [
+                merged_features(features, ranks, rows)[chosen.to(features.device)]
+                for features in kwargs["deepstack_visual_embeds"]
+            ]
+        if kwargs.get("cache_position") is not None:
+            changed["cache_position"] = torch.arange(shorter.index.shape[1], device=embeds.device)
+        self.pending = Shortened(
+            mask=shorter.mask,
+            full=bool(shorter.mask.all()),
+            gap=shorter.length - shorter.index.shape[1],
+            shift=shift,
+            next_position=valid.sum(1),
+        )
+        return changed
+
+    def _positions(
+        self, positions: Tensor | None, in_video: Tensor, shorter: Cut, valid: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Positions of the kept tokens, with as many axes as before, and (batch,) how far the end moved up."""
+        batch = len(valid)
+        if positions is None:
+            positions = (valid.cumsum(1) - 1).clamp_min(0)
+        positions = positions.expand(*positions.shape[:-2], batch, -1).to(in_video.device)
+        choice = self.config.position_ids or ("source" if self.family.rotary_axes else "contiguous")
+        if choice == "source":
+            shift = torch.zeros(batch, dtype=torch.int64, device=positions.device)
+        elif positions.ndim == 2:
+            positions, shift = close_gaps(positions, in_video, shorter.keep)
+        else:
+            axes, shift = close_gaps(positions[-3:], in_video, shorter.keep)
+            positions = torch.cat([positions[:-3], axes])
+        if positions.ndim == 2:
+            return shorter.rows(positions), shift
+        kept = torch.stack([shorter.rows(axis) for axis in positions])
+        if len(kept) == 4:  # the first axis is that of text, from which nothing but masks is made
+            kept[0] = (shorter.mask.cumsum(1) - 1).clamp_min(0)
+        return kept, shift
+
+    def _decoding(self, args: tuple[Any, ...], kwargs: dict[str, Any], cache: Any, total: int) -> Any:
+        """Tokens after a prompt that was shortened."""
+        state = getattr(cache, ATTRIBUTE, None)
+        if state is None:
+            return None
+        if kwargs.get("cache_position") is not None:  # transformers 5.3 and older
+            places = kwargs["cache_position"] - state.gap
+            return args, dict(kwargs, cache_position=places, attention_mask=state.grown(total))
+        mask: Any = kwargs.get("attention_mask")
+        flat = torch.is_tensor(mask) and mask.ndim == 2
+        if (mask is None and not state.full) or (flat and mask.shape[1] != total):
+            return args, dict(kwargs, attention_mask=state.grown(total))
+        return None
+
+    @torch.compiler.disable
+    def _after_language_model(self, module: Any, args: Any, output: Any) -> None:
+        state, self.pending = self.pending, None
+        cache = getattr(output, "past_key_values", None)
+        if cache is None:
+            cache = getattr(output, "cache", None)
+        if state is None or cache is None:
+            return
+        setattr(cache, ATTRIBUTE, state)
+        crop = getattr(cache, "crop", None)
+        if crop is not None:  # to a length of the full prompt, which transformers 5.10 and older ask for
+
+            @functools.wraps(crop)
+            def crop_short(length: int) -> Any:
+                return crop(length - state.gap if length > 0 else length)
+
+            cache.crop = crop_short
+
+
+def _first(shapes: Iterator[VideoShape], placeholders: int) -> Iterator[VideoShape]:
+    """Take the videos of so many placeholders."""
+    while placeholders > 0 and (shape := next(shapes, None)) is not None:
+        placeholders -= shape.placeholders
+        yield shape
+
+
+def _cache(kwargs: dict[str, Any]) -> Any:
+    return kwargs.get("past_key_values", kwargs.get("cache"))
+
+
+def _valid(mask: Any, embeds: Tensor) -> Tensor:
+    """(batch, length) bool, false for padding, of whatever mask the language model was to get."""
+    batch, length = embeds.shape[:2]
+    if isinstance(mask, dict):
+        mask = mask.get("full_attention", next(iter(mask.values())))
+    if mask is None:
+        return torch.ones(batch, length, dtype=torch.bool, device=embeds.device)
+    if not torch.is_tensor(mask):
+        raise UserError(f"Masks of type {type(mask).__name__} are not supported; load with another attention.")
+    if mask.ndim == 4:
+        mask = mask[:, 0, -1, :length]
+        mask = mask if mask.dtype == torch.bool else mask >= 0
+    return mask[:, :length].bool().to(embeds.device)
+
+
+def _shifted(positions: Tensor, shift: Tensor) -> Tensor:
+    """Positions of new tokens, of as many axes as the model has, moved up; that of text alone stays."""
+    moved = positions - shift.to(positions.device)[:, None]
+    return torch.cat([positions[:1].expand_as(moved[:1]), moved[1:]]) if moved.ndim == 3 and len(moved) == 4 else moved
+
+
+def _check_next_turn(input_ids: Tensor, mask: Tensor | None) -> None:
+    if mask is None or mask.shape[1] <= input_ids.shape[1]:
+        raise UserError(
+            "A cache with a compressed video is shorter than its prompt, so it cannot be continued with the whole "
+            "conversation again; pass the new tokens only, with an attention_mask of full length, or a new cache."
+        )
+
+
+def add(model: Any, config: CompressionConfig) -> object:
+    """Start compressing; what is returned is for `drop`.
+
+    Raises:
+        UserError: the model is not supported.
+        ConfigError: its family does not give what the configuration asks for.
+    """
+    _check_config(config)
+    mechanism = vars(model).get(ATTRIBUTE)
+    if mechanism is None:
+        mechanism = Mechanism(model)
+        mechanism.install()
+    entry = (config,)
+    mechanism.entries.append(entry)
+    return entry
+
+
+def drop(model: Any, entry: object) -> None:
+    """End what `add` started; nothing where `drop_all` has done so."""
+    mechanism = vars(model).get(ATTRIBUTE)
+    if mechanism is None:
+        return
+    mechanism.entries = [other for other in mechanism.entries if other is not entry]
+    if not mechanism.entries:
+        mechanism.remove()
+
+
+def drop_all(model: Any) -> None:
+    """End everything that `add` started on a model."""
+    mechanism = vars(model).get(ATTRIBUTE)
+    if mechanism is not None:
+        mechanism.remove()
+
+
+def _check_config(config: CompressionConfig) -> None:
+    needed = get_method(config.method).inputs
+    if needed:
+        raise ConfigError(
+            f"Method {config.method!r} needs {', '.join(needed)}, which the models of transformers do not give; choose "
+            "one that needs no inputs, or a model of llava.model.builder.load_pretrained_model."
+        )
+    if config.images:
+        raise ConfigError("images=True is for the models of llava.model.builder.load_pretrained_model; leave it out.")
