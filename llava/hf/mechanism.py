@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 
 from llava.errors import ConfigError, UserError
@@ -21,6 +22,7 @@ from llava.hf.prompt import Cut, Video, compress_videos, cut, merged, merged_fea
 from llava.instrument import stage
 from llava.token_compression.config import CompressionConfig
 from llava.token_compression.registry import get_method
+from llava.versions import warn_if_untested
 
 ATTRIBUTE = "_llava_compression"
 """Where a model keeps its `Mechanism`, and a cache its `Shortened`; absent while nothing is compressed."""
@@ -70,7 +72,7 @@ class Mechanism:
         self.placeholder = getattr(model.config, self.family.placeholder)
         self.entries: list[tuple[CompressionConfig]] = []
         self.shapes: list[VideoShape] = []
-        self.encoded = False
+        self.encoded = False  # whether there are videos that no prompt has had yet
         self.found: Tensor | None = None
         self.ids: Tensor | None = None
         self.arguments: dict[str, Any] = {}
@@ -182,9 +184,8 @@ class Mechanism:
         found, self.found, self.pending = self.found, None, None
         embeds, cache = kwargs["inputs_embeds"], _cache(kwargs)
         past = cache.get_seq_length() if cache is not None else 0
-        encoded, self.encoded = self.encoded, False
         if past > 0:
-            if encoded:
+            if self.encoded and found is not None and found.any():
                 raise UserError(LATER_VIDEO)
             return self._decoding(args, kwargs, cache, past + embeds.shape[1])
         if hasattr(cache, ATTRIBUTE):  # an emptied cache that is used again
@@ -192,6 +193,7 @@ class Mechanism:
             vars(cache).pop("crop", None)
         if found is None or not found.any():
             return None
+        self.encoded = False
         valid = _valid(kwargs.get("attention_mask"), embeds)
         places = self._places(found.to(embeds.device) & valid)
         with stage("compression", embeds.device):
@@ -358,6 +360,7 @@ def add(model: Any, config: CompressionConfig) -> object:
         ConfigError: its family does not give what the configuration asks for.
     """
     _check_config(config)
+    warn_if_untested(transformers.__version__)
     mechanism = vars(model).get(ATTRIBUTE)
     if mechanism is None:
         mechanism = Mechanism(model)
