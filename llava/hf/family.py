@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llava.errors import UserError
+
 
 @dataclass(frozen=True)
 class VideoShape:
@@ -58,6 +60,14 @@ class Family:
         """
         raise NotImplementedError
 
+    def shape_of(self, config: Any, frames: int, height: int, width: int) -> VideoShape:
+        """The video of so many frames of so many pixels as its processor resized them, before it is seen.
+
+        Raises:
+            UserError: pixels that the processor does not produce.
+        """
+        raise NotImplementedError
+
     def in_prompt(self, shapes: Sequence[VideoShape], arguments: Mapping[str, Any]) -> list[VideoShape]:
         """`shapes` as they arrive in the prompt, given the arguments of the inner model's `forward`."""
         return list(shapes)
@@ -85,6 +95,21 @@ class Family:
 def grid_shapes(grid: Tensor, merge: int) -> list[VideoShape]:
     """Videos from their grids of patches, (videos, 3) int64 of frames, rows and columns, `merge` squared a token."""
     return [VideoShape(frames, rows * columns // merge**2) for frames, rows, columns in grid.tolist()]
+
+
+def patches(height: int, width: int, patch: int, merge: int) -> int:
+    """Tokens of a frame of patches, `merge` squared a token.
+
+    Raises:
+        UserError: sides that are no multiples of a token's.
+    """
+    side = patch * merge
+    if height % side or width % side:
+        raise UserError(
+            f"A frame of {height} x {width} pixels is no whole number of tokens of {side} x {side}; give the size that "
+            "the processor resizes to."
+        )
+    return height // side * (width // side)
 
 
 def runs(places: Tensor) -> list[Tensor]:

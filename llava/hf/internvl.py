@@ -20,3 +20,6 @@ class InternVL(LabelledFrames):
     def shapes(self, config: Any, arguments: Mapping[str, Any], output: Any) -> list[VideoShape]:
         frames, tokens = features_of(output).shape[:2]
         return [VideoShape(1, tokens)] * frames
+
+    def shape_of(self, config: Any, frames: int, height: int, width: int) -> VideoShape:
+        return VideoShape(frames, config.image_seq_length)

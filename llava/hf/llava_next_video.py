@@ -21,3 +21,7 @@ class LlavaNextVideo(Family):
         frames = pixels_of(arguments).shape[1]
         features = [video.flatten(0, -2) for video in features_of(output)]
         return [VideoShape(frames, len(video) // frames) for video in features]
+
+    def shape_of(self, config: Any, frames: int, height: int, width: int) -> VideoShape:
+        side = config.vision_config.image_size // config.vision_config.patch_size
+        return VideoShape(frames, (side // config.spatial_pool_stride) ** 2)

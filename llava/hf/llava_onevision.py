@@ -18,9 +18,12 @@ class LlavaOnevision(Family):
     model_types = ("llava_onevision",)
 
     def shapes(self, config: Any, arguments: Mapping[str, Any], output: Any) -> list[VideoShape]:
-        videos, frames = pixels_of(arguments).shape[:2]
+        videos, frames, _, height, width = pixels_of(arguments).shape
+        return [self.shape_of(config, frames, height, width)] * videos
+
+    def shape_of(self, config: Any, frames: int, height: int, width: int) -> VideoShape:
         side = config.vision_config.image_size // config.vision_config.patch_size
-        return [VideoShape(frames, math.ceil(side / 2) ** 2, always_kept=1)] * videos
+        return VideoShape(frames, math.ceil(side / 2) ** 2, always_kept=1)
 
 
 def pixels_of(arguments: Mapping[str, Any]) -> Any:

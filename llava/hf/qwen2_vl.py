@@ -5,10 +5,11 @@ each, and m is the spatial merge. Positions are triples of frame, row and column
 representative. Features arrive in raster order also where Qwen2.5's tower works in windows.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
-from llava.hf.family import Family, VideoShape, grid_shapes
+from llava.hf.family import Family, VideoShape, grid_shapes, patches
 
 
 class Qwen2VL(Family):
@@ -20,3 +21,8 @@ class Qwen2VL(Family):
 
     def shapes(self, config: Any, arguments: Mapping[str, Any], output: Any) -> list[VideoShape]:
         return grid_shapes(arguments["video_grid_thw"], config.vision_config.spatial_merge_size)
+
+    def shape_of(self, config: Any, frames: int, height: int, width: int) -> VideoShape:
+        vision = config.vision_config
+        parts = math.ceil(frames / vision.temporal_patch_size)  # the last frame fills up the last part
+        return VideoShape(parts, patches(height, width, vision.patch_size, vision.spatial_merge_size))

@@ -20,7 +20,10 @@ class SmolVLM(LabelledFrames):
     language_model = "text_model"
 
     def shapes(self, config: Any, arguments: Mapping[str, Any], output: Any) -> list[VideoShape]:
-        vision = config.vision_config
-        tokens = (vision.image_size // vision.patch_size // config.scale_factor) ** 2
+        tokens = self.shape_of(config, 1, 0, 0).tokens_per_frame
         total = sum(features.shape[:-1].numel() for features in features_of(output))
         return [VideoShape(1, tokens)] * (total // tokens)
+
+    def shape_of(self, config: Any, frames: int, height: int, width: int) -> VideoShape:
+        vision = config.vision_config
+        return VideoShape(frames, (vision.image_size // vision.patch_size // config.scale_factor) ** 2)

@@ -9,7 +9,10 @@ is one frame to the method. Positions are plain numbers.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llava.hf.family import Family, VideoShape
+from llava.hf.family import Family, VideoShape, patches
+
+MERGE = 2
+"""Patches on a side of a token, of videos as the processor prepares them."""
 
 
 class VideoLlama3(Family):
@@ -21,6 +24,10 @@ class VideoLlama3(Family):
     def shapes(self, config: Any, arguments: Mapping[str, Any], output: Any) -> list[VideoShape]:
         videos = zip(arguments["video_grid_thw"].tolist(), arguments["video_merge_sizes"].tolist(), strict=True)
         return [VideoShape(frames, rows * columns // merge**2) for (frames, rows, columns), merge in videos]
+
+    def shape_of(self, config: Any, frames: int, height: int, width: int) -> VideoShape:
+        """With `use_token_compression=False` in the processor; what that leaves depends on what the video shows."""
+        return VideoShape(frames, patches(height, width, config.vision_config.patch_size, MERGE))
 
     def in_prompt(self, shapes: Sequence[VideoShape], arguments: Mapping[str, Any]) -> list[VideoShape]:
         mask = arguments.get("video_compression_mask")
