@@ -199,6 +199,7 @@ def test_gradient_checkpointing(tiny, model):
     torch.testing.assert_close(output.logits.detach(), expected, **CLOSE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llava_onevision", "qwen2_5_vl"])
 def test_compiled_language_model(name):
     """Compiled in place, as `model.language_model.compile()` does; the compiler itself is left out for speed."""
