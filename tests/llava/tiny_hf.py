@@ -64,7 +64,7 @@ class Tiny:
         build: makes the model.
         segment: ids of a video of so many frames, and the offsets of its tokens in them, (frames, tokens).
         pixels: arguments for the videos of each row, each video given by its frames and seed.
-        image: arguments for one image, and its number of placeholders; None where images look like frames.
+        image: arguments for one image, and its number of placeholders; None where it is several groups of them.
     """
 
     name: str
@@ -88,8 +88,9 @@ class Tiny:
     def prompts(self, rows: list[list[int]], words: int = 6, seed: int = 0, image: bool = False) -> Prompts:
         """Prompts that hold videos of so many frames each, padded on the left.
 
-        With `image`, every row starts with an image.
+        With `image`, the only row starts with an image.
         """
+        assert not image or len(rows) == 1
         ids: list[list[int]] = []
         videos: list[list[Tensor]] = []
         counter, pictures = 0, []
@@ -120,7 +121,7 @@ class Tiny:
             inputs |= self.pixels(clips)
         for arguments in pictures:
             for name, value in arguments.items():
-                inputs[name] = torch.cat([inputs[name], value]) if name in inputs else value
+                inputs[name] = torch.cat([value, inputs[name]]) if name in inputs else value
         if "video_grid_thw" in inputs and self.name.startswith("qwen"):
             inputs["mm_token_type_ids"] = (tensor == IMAGE).long() + 2 * (tensor == VIDEO).long()
         shifted = [[places + pad for places in row] for pad, row in zip(pads, videos, strict=True)]
@@ -335,6 +336,7 @@ _add(
         ),
         _groups(3, IMAGE),
         lambda rows: {"pixel_values": _frames(rows).flatten(0, 1)},
+        lambda seed: ({"pixel_values": _noise(seed, 3, 3, 16, 16)}, 12),  # three tiles
     )
 )
 _add(
