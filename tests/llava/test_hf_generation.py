@@ -226,6 +226,23 @@ def test_placed_by_accelerate(tiny):
         assert torch.equal(answer(placed, prompts)[1], expected)
 
 
+def test_quantised_weights(tiny):
+    """Linear layers of the decoder in 8 bits; what is compressed does not change."""
+    prompts, model = tiny.prompts([[4]]), tiny.model()
+    decoder = getattr(model.base_model, "language_model", None) or model.base_model.text_model
+    expected = reads(model, prompts, retention_ratio=0.4)
+    torch.ao.quantization.quantize_dynamic(decoder, {torch.nn.Linear}, inplace=True)
+    found = reads(model, prompts, retention_ratio=0.4)
+    assert torch.equal(found["inputs_embeds"], expected["inputs_embeds"])
+    assert not torch.equal(found["logits"], expected["logits"])
+    with compression(model, retention_ratio=0.4):
+        ids, logits = answer(model, prompts)
+        again, uncached = answer(model, prompts, use_cache=False)
+    assert ids.shape == again.shape
+    assert logits.isfinite().all()
+    assert uncached.isfinite().all()
+
+
 def test_prompt_lookup_equals_greedy(tiny, model):
     prompts = tiny.prompts([[4]])
     with compression(model, retention_ratio=0.4):
