@@ -11,18 +11,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor
 
-from llava.errors import ConfigError, UserError
+from llava.errors import UserError
+from llava.hf.arguments import cache_of, check_next_turn, shifted, valid_places
 from llava.hf.families import family_of
 from llava.hf.family import VideoShape
 from llava.hf.positions import close_gaps
 from llava.hf.prompt import Cut, Video, compress_videos, cut, merged, merged_features
 from llava.instrument import stage
 from llava.token_compression.config import CompressionConfig
-from llava.token_compression.registry import get_method
-from llava.versions import warn_if_untested
 
 ATTRIBUTE = "_llava_compression"
 """Where a model keeps its `Mechanism`, and a cache its `Shortened`; absent while nothing is compressed."""
@@ -125,20 +123,20 @@ class Mechanism:
 
     def _preparing(self, original: Any) -> Any:
         def prepare(input_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
-            cache = _cache(kwargs)
+            cache = cache_of(kwargs)
             state = getattr(cache, ATTRIBUTE, None)
             if state is None:
                 return original(input_ids, *args, **kwargs)
             old_style = kwargs.get("cache_position") is not None  # positions are computed here, from the full mask
             if kwargs.get("is_first_iteration") and cache.get_seq_length() > 0:
-                _check_next_turn(input_ids, kwargs.get("attention_mask"))
+                check_next_turn(input_ids, kwargs.get("attention_mask"))
             elif not old_style and (not state.full or kwargs.get("attention_mask") is not None):
                 new = kwargs.get("next_sequence_length") or 1
                 kwargs["attention_mask"] = state.grown(cache.get_seq_length() + new)
             inputs = original(input_ids, *args, **kwargs)
             positions = inputs.get("position_ids")
             if positions is not None and cache.get_seq_length() > 0:
-                inputs["position_ids"] = _shifted(positions, state.shift)
+                inputs["position_ids"] = shifted(positions, state.shift)
             return inputs
 
         return prepare
@@ -154,7 +152,7 @@ class Mechanism:
             embeds = kwargs["inputs_embeds"]
             row = module.get_input_embeddings()(torch.tensor(self.placeholder, device=embeds.device))
             self.found = (embeds == row).all(-1)
-        cache = _cache(kwargs)
+        cache = cache_of(kwargs)
         state = getattr(cache, ATTRIBUTE, None)
         if state is None or cache.get_seq_length() == 0:
             return None
@@ -182,7 +180,7 @@ class Mechanism:
     @torch.compiler.disable
     def _before_language_model(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         found, self.found, self.pending = self.found, None, None
-        embeds, cache = kwargs["inputs_embeds"], _cache(kwargs)
+        embeds, cache = kwargs["inputs_embeds"], cache_of(kwargs)
         past = cache.get_seq_length() if cache is not None else 0
         if past > 0:
             if self.encoded and found is not None and found.any():
@@ -194,7 +192,7 @@ class Mechanism:
         if found is None or not found.any():
             return None
         self.encoded = False
-        valid = _valid(kwargs.get("attention_mask"), embeds)
+        valid = valid_places(kwargs.get("attention_mask"), embeds)
         places = self._places(found.to(embeds.device) & valid)
         with stage("compression", embeds.device):
             rows = compress_videos(embeds, places, self.config)
@@ -317,82 +315,3 @@ def _first(shapes: Iterator[VideoShape], placeholders: int) -> Iterator[VideoSha
     while placeholders > 0 and (shape := next(shapes, None)) is not None:
         placeholders -= shape.placeholders
         yield shape
-
-
-def _cache(kwargs: dict[str, Any]) -> Any:
-    return kwargs.get("past_key_values", kwargs.get("cache"))
-
-
-def _valid(mask: Any, embeds: Tensor) -> Tensor:
-    """(batch, length) bool, false for padding, of whatever mask the language model was to get."""
-    batch, length = embeds.shape[:2]
-    if isinstance(mask, dict):
-        mask = mask.get("full_attention", next(iter(mask.values())))
-    if mask is None:
-        return torch.ones(batch, length, dtype=torch.bool, device=embeds.device)
-    if not torch.is_tensor(mask):
-        raise UserError(f"Masks of type {type(mask).__name__} are not supported; load with another attention.")
-    if mask.ndim == 4:
-        mask = mask[:, 0, -1, :length]
-        mask = mask if mask.dtype == torch.bool else mask >= 0
-    return mask[:, :length].bool().to(embeds.device)
-
-
-def _shifted(positions: Tensor, shift: Tensor) -> Tensor:
-    """Positions of new tokens, of as many axes as the model has, moved up; that of text alone stays."""
-    moved = positions - shift.to(positions.device)[:, None]
-    return torch.cat([positions[:1].expand_as(moved[:1]), moved[1:]]) if moved.ndim == 3 and len(moved) == 4 else moved
-
-
-def _check_next_turn(input_ids: Tensor, mask: Tensor | None) -> None:
-    if mask is None or mask.shape[1] <= input_ids.shape[1]:
-        raise UserError(
-            "A cache with a compressed video is shorter than its prompt, so it cannot be continued with the whole "
-            "conversation again; pass the new tokens only, with an attention_mask of full length, or a new cache."
-        )
-
-
-def add(model: Any, config: CompressionConfig) -> object:
-    """Start compressing; what is returned is for `drop`.
-
-    Raises:
-        UserError: the model is not supported.
-        ConfigError: its family does not give what the configuration asks for.
-    """
-    _check_config(config)
-    warn_if_untested(transformers.__version__)
-    mechanism = vars(model).get(ATTRIBUTE)
-    if mechanism is None:
-        mechanism = Mechanism(model)
-        mechanism.install()
-    entry = (config,)
-    mechanism.entries.append(entry)
-    return entry
-
-
-def drop(model: Any, entry: object) -> None:
-    """End what `add` started; nothing where `drop_all` has done so."""
-    mechanism = vars(model).get(ATTRIBUTE)
-    if mechanism is None:
-        return
-    mechanism.entries = [other for other in mechanism.entries if other is not entry]
-    if not mechanism.entries:
-        mechanism.remove()
-
-
-def drop_all(model: Any) -> None:
-    """End everything that `add` started on a model."""
-    mechanism = vars(model).get(ATTRIBUTE)
-    if mechanism is not None:
-        mechanism.remove()
-
-
-def _check_config(config: CompressionConfig) -> None:
-    needed = get_method(config.method).inputs
-    if needed:
-        raise ConfigError(
-            f"Method {config.method!r} needs {', '.join(needed)}, which the models of transformers do not give; choose "
-            "one that needs no inputs, or a model of llava.model.builder.load_pretrained_model."
-        )
-    if config.images:
-        raise ConfigError("images=True is for the models of llava.model.builder.load_pretrained_model; leave it out.")

@@ -36,7 +36,7 @@ def compression(model: Any, config: CompressionConfig | None = None, **settings:
         finally:
             model.token_compression = before
         return
-    from llava.hf.mechanism import add, drop  # here, as it imports this package
+    from llava.hf.attach import add, drop  # here, as it imports this package
 
     entry = add(model, config)
     try:
@@ -51,7 +51,7 @@ def apply(model: Any, config: CompressionConfig | None = None, **settings: Any) 
     if _is_own(model):
         model.token_compression = config
     else:
-        from llava.hf.mechanism import add
+        from llava.hf.attach import add
 
         add(model, config)
     return config
@@ -66,7 +66,7 @@ def remove(model: Any) -> None:
     if _is_own(model):
         model.token_compression = None
     else:
-        from llava.hf.mechanism import drop_all
+        from llava.hf.attach import drop_all
 
         drop_all(model)
 
