@@ -53,5 +53,3 @@ def _check_config(config: CompressionConfig) -> None:
             f"Method {config.method!r} needs {', '.join(needed)}, which the models of transformers do not give; choose "
             "one that needs no inputs, or a model of llava.model.builder.load_pretrained_model."
         )
-    if config.images:
-        raise ConfigError("images=True is for the models of llava.model.builder.load_pretrained_model; leave it out.")

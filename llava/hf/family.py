@@ -39,6 +39,7 @@ class Family:
         language_model: attribute of the inner model that holds the decoder.
         features: method of the inner model that makes features of videos.
         placeholder: attribute of the config with the id of a video's placeholder.
+        image_features, image_placeholder: the same for images; None where these are also a video's.
         rotary_axes: whether positions are triples (frame, row, column). Then kept tokens keep their own unless asked
             otherwise; where positions are plain numbers they are renumbered, as published for LLaVA-Scissor.
     """
@@ -48,6 +49,8 @@ class Family:
     language_model = "language_model"
     features = "get_video_features"
     placeholder = "video_token_id"
+    image_features: str | None = "get_image_features"
+    image_placeholder: str | None = "image_token_id"
     rotary_axes = False
 
     def shapes(self, config: Any, arguments: Mapping[str, Any], output: Any) -> list[VideoShape]:
@@ -59,6 +62,10 @@ class Family:
             output: what the call returned.
         """
         raise NotImplementedError
+
+    def image_shapes(self, output: Any) -> list[VideoShape]:
+        """The images of one call of `image_features`, each of them a single frame; newlines count."""
+        return [VideoShape(1, image.shape[:-1].numel()) for image in getattr(output, "pooler_output", output)]
 
     def shape_of(self, config: Any, frames: int, height: int, width: int) -> VideoShape:
         """The video of so many frames of so many pixels as its processor resized them, before it is seen.
@@ -90,6 +97,10 @@ class Family:
             videos.append(places[:content].view(shape.frames, shape.tokens_per_frame))
             places = places[shape.placeholders :]
         return videos
+
+    def locate_images(self, places: Tensor, videos: list[Tensor]) -> list[Tensor]:
+        """The images among the placeholders of one prompt that are shared with videos, (1, tokens) int64 each."""
+        return []
 
 
 def grid_shapes(grid: Tensor, merge: int) -> list[VideoShape]:

@@ -30,6 +30,8 @@ class LabelledFrames(Family):
 
     features = "get_image_features"
     placeholder = "image_token_id"
+    image_features = None
+    image_placeholder = None
 
     def locate(self, places: Tensor, shapes: Iterator[VideoShape], ids: Tensor | None) -> list[Tensor]:
         tile = next(shapes).tokens_per_frame if len(places) else 0
@@ -40,6 +42,10 @@ class LabelledFrames(Family):
             if len(run) == tile:
                 videos[-1].append(run)
         return [torch.stack(frames) for frames in videos if len(frames) > 1]
+
+    def locate_images(self, places: Tensor, videos: list[Tensor]) -> list[Tensor]:
+        frames = {int(frame[0]) for video in videos for frame in video}
+        return [run[None] for run in runs(places) if int(run[0]) not in frames]
 
 
 def _continues(frames: list[Tensor], run: Tensor, ids: Tensor | None) -> bool:

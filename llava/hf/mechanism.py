@@ -16,7 +16,7 @@ from torch import Tensor
 from llava.errors import UserError
 from llava.hf.arguments import cache_of, check_next_turn, shifted, valid_places
 from llava.hf.families import family_of
-from llava.hf.family import VideoShape
+from llava.hf.family import Family, VideoShape
 from llava.hf.positions import close_gaps
 from llava.hf.prompt import Cut, Video, compress_videos, cut, merged, merged_features
 from llava.instrument import stage
@@ -69,9 +69,11 @@ class Mechanism:
         self.language_model = getattr(self.base, self.family.language_model)
         self.placeholder = getattr(model.config, self.family.placeholder)
         self.entries: list[tuple[CompressionConfig]] = []
-        self.shapes: list[VideoShape] = []
+        self.shapes: dict[str, list[VideoShape]] = {}
+        self.encoding = False
         self.encoded = False  # whether there are videos that no prompt has had yet
         self.found: Tensor | None = None
+        self.found_images: Tensor | None = None
         self.ids: Tensor | None = None
         self.arguments: dict[str, Any] = {}
         self.pending: Shortened | None = None
@@ -89,7 +91,7 @@ class Mechanism:
             self.base.register_forward_hook(self._after_base).remove,
             self.language_model.register_forward_pre_hook(self._before_language_model, with_kwargs=True).remove,
             self.language_model.register_forward_hook(self._after_language_model).remove,
-            self._wrap(self.base, self.family.features, self._observing),
+            *[self._wrap(self.base, name, self._observing) for name in self._encoders()],
             self._wrap(self.model, "prepare_inputs_for_generation", self._preparing),
         ]
         setattr(self.model, ATTRIBUTE, self)
@@ -100,6 +102,10 @@ class Mechanism:
             removal()
         self.removals = []
         delattr(self.model, ATTRIBUTE)
+
+    def _encoders(self) -> list[str]:
+        names = [self.family.features, self.family.image_features]
+        return [name for name in names if name is not None and hasattr(self.base, name)]
 
     @staticmethod
     def _wrap(owner: Any, name: str, wrapper: Callable[[Any], Any]) -> Callable[[], None]:
@@ -113,10 +119,20 @@ class Mechanism:
         signature = inspect.signature(original)
 
         def encode(*args: Any, **kwargs: Any) -> Any:
-            with stage("vision_tower", self.base.device):
-                output = original(*args, **kwargs)
-            self.shapes = self.family.shapes(self.model.config, signature.bind(*args, **kwargs).arguments, output)
-            self.encoded = True
+            if self.encoding:  # that of videos may call that of images
+                return original(*args, **kwargs)
+            self.encoding = True
+            try:
+                with stage("vision_tower", self.base.device):
+                    output = original(*args, **kwargs)
+            finally:
+                self.encoding = False
+            if original.__name__ == self.family.features:
+                arguments = signature.bind(*args, **kwargs).arguments
+                self.shapes["video"] = self.family.shapes(self.model.config, arguments, output)
+                self.encoded = True
+            else:
+                self.shapes["image"] = self.family.image_shapes(output)
             return output
 
         return encode
@@ -146,12 +162,10 @@ class Mechanism:
         """Remember where the placeholders are."""
         ids: Tensor | None = args[0] if args else kwargs.get("input_ids")
         self.ids, self.arguments = ids, kwargs
-        if ids is not None:
-            self.found = ids == self.placeholder
-        else:
-            embeds = kwargs["inputs_embeds"]
-            row = module.get_input_embeddings()(torch.tensor(self.placeholder, device=embeds.device))
-            self.found = (embeds == row).all(-1)
+        prompt = kwargs["inputs_embeds"] if ids is None else ids
+        self.found = self._find(prompt, self.placeholder)
+        images = self.family.image_placeholder if self.config.images else None
+        self.found_images = None if images is None else self._find(prompt, getattr(self.model.config, images))
         cache = cache_of(kwargs)
         state = getattr(cache, ATTRIBUTE, None)
         if state is None or cache.get_seq_length() == 0:
@@ -167,6 +181,13 @@ class Mechanism:
             positions = (positions + delta.to(positions.device))[None].expand(3, -1, -1)
         return args, dict(kwargs, position_ids=positions)
 
+    def _find(self, prompt: Tensor, placeholder: int) -> Tensor:
+        """(batch, length) bool, where a prompt of ids or of embeddings has a placeholder."""
+        if prompt.ndim == 2:
+            return prompt == placeholder
+        row = self.base.get_input_embeddings()(torch.tensor(placeholder, device=prompt.device))
+        return (prompt == row).all(-1)
+
     @torch.compiler.disable
     def _after_base(self, module: Any, args: Any, output: Any) -> None:
         self.ids, self.arguments = None, {}
@@ -179,7 +200,7 @@ class Mechanism:
 
     @torch.compiler.disable
     def _before_language_model(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        found, self.found, self.pending = self.found, None, None
+        found, images, self.found, self.pending = self.found, self.found_images, None, None
         embeds, cache = kwargs["inputs_embeds"], cache_of(kwargs)
         past = cache.get_seq_length() if cache is not None else 0
         if past > 0:
@@ -189,21 +210,29 @@ class Mechanism:
         if hasattr(cache, ATTRIBUTE):  # an emptied cache that is used again
             delattr(cache, ATTRIBUTE)
             vars(cache).pop("crop", None)
-        if found is None or not found.any():
+        if found is None or not (found.any() or (images is not None and images.any())):
             return None
         self.encoded = False
         valid = valid_places(kwargs.get("attention_mask"), embeds)
         places = self._places(found.to(embeds.device) & valid)
+        if images is not None:
+            of_images = self._places(images.to(embeds.device) & valid, "image")
+            places = [videos + more for videos, more in zip(places, of_images, strict=True)]
+        newline = getattr(self.base, "image_newline", None)
         with stage("compression", embeds.device):
-            rows = compress_videos(embeds, places, self.config)
+            rows = compress_videos(embeds, places, self.config, newline)
             shorter = cut(rows, valid)
         if all(video.result.stats.kept_tokens == video.places.numel() for row in rows for video in row):
             return None
         return args, self._shortened(kwargs, rows, shorter, valid)
 
-    def _places(self, found: Tensor) -> list[list[Tensor]]:
-        """For each row of (batch, length) placeholders the places of its videos."""
-        shapes = self.family.in_prompt(self.shapes, self.arguments)
+    def _places(self, found: Tensor, kind: str = "video") -> list[list[Tensor]]:
+        """For each row of (batch, length) placeholders the places of its videos, or images."""
+        if not found.any():
+            return [[] for _ in found]
+        shapes = self.shapes.get(kind, [])
+        if kind == "video":
+            shapes = self.family.in_prompt(shapes, self.arguments)
         total = sum(shape.placeholders for shape in shapes)
         if total == 0 or found.sum() % total:
             raise UserError(FOREIGN_VIDEO)
@@ -213,8 +242,12 @@ class Mechanism:
         for group in found.split(copies):
             own = list(_first(in_order, int(group[0].sum())))
             for row in group:
-                ids = None if self.ids is None else self.ids[len(places)]
-                places.append(self.family.locate(row.nonzero()[:, 0], iter(own), ids))
+                ids, here = None if self.ids is None else self.ids[len(places)], row.nonzero()[:, 0]
+                if kind == "image":
+                    places.append(Family.locate(self.family, here, iter(own), ids))
+                    continue
+                videos = self.family.locate(here, iter(own), ids)
+                places.append(videos + (self.family.locate_images(here, videos) if self.config.images else []))
         return places
 
     def _shortened(
@@ -225,7 +258,7 @@ class Mechanism:
         in_video = torch.zeros_like(valid)
         for index, videos in enumerate(rows):
             for video in videos:
-                in_video[index, video.places.flatten()] = True
+                in_video[index, video.all_places] = True
         positions, shift = self._positions(kwargs.get("position_ids"), in_video, shorter, valid)
         changed = dict(
             kwargs,

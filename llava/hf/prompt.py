@@ -11,15 +11,23 @@ from llava.token_compression.config import CompressionConfig
 
 @dataclass(frozen=True)
 class Video:
-    """A video in a prompt.
+    """A video in a prompt, or an image, which is a video of one frame.
 
     Attributes:
         places: (frames, tokens_per_frame) int64, where its tokens are in the prompt.
         result: what its compression made of them.
+        newlines: (rows,) int64, places of the newlines after the rows of an image; of a row that kept nothing, the
+            newline goes too.
     """
 
     places: Tensor
     result: CompressionResult
+    newlines: Tensor
+
+    @property
+    def all_places(self) -> Tensor:
+        """(tokens and newlines,) int64."""
+        return torch.cat([self.places.flatten(), self.newlines])
 
     @property
     def kept(self) -> Tensor:
@@ -49,26 +57,38 @@ class Cut:
         return tensor.gather(1, index.view(*index.shape, *[1] * len(more)).expand(*index.shape, *more))
 
 
-def compress_videos(embeds: Tensor, places: list[list[Tensor]], config: CompressionConfig) -> list[list[Video]]:
+def compress_videos(
+    embeds: Tensor, places: list[list[Tensor]], config: CompressionConfig, newline: Tensor | None = None
+) -> list[list[Video]]:
     """Compress each video of each prompt by itself.
 
     Args:
         embeds: (batch, length, dim).
         places: for each row those of its videos.
         config: what to do.
+        newline: (dim,) the embedding of newlines, which may be among the tokens of images.
     """
     rows: list[list[Video]] = []
     for row, videos in enumerate(places):
         before = rows[-1] if rows else []
         compressed: list[Video] = []
         for index, place in enumerate(videos):
+            place, newlines = _without_newlines(embeds[row], place, newline)
             earlier = before[index] if index < len(before) else None
             if earlier is not None and _same(embeds, row, place, earlier.places):  # beams repeat a prompt
-                compressed.append(Video(place, earlier.result))
+                compressed.append(Video(place, earlier.result, newlines))
             else:
-                compressed.append(Video(place, compress(embeds[row, place.to(embeds.device)].detach(), config)))
+                result = compress(embeds[row, place.to(embeds.device)].detach(), config)
+                compressed.append(Video(place, result, newlines))
         rows.append(compressed)
     return rows
+
+
+def _without_newlines(embeds: Tensor, places: Tensor, newline: Tensor | None) -> tuple[Tensor, Tensor]:
+    if newline is None or len(places) > 1:
+        return places, places.new_empty(0)
+    ends = (embeds[places[0].to(embeds.device)] == newline.to(embeds)).all(-1).to(places.device)
+    return places[:, ~ends], places[0, ends]
 
 
 def _same(embeds: Tensor, row: int, place: Tensor, earlier: Tensor) -> bool:
@@ -82,14 +102,25 @@ def cut(rows: list[list[Video]], valid: Tensor) -> Cut:
     keep = valid.clone()
     for row, videos in enumerate(rows):
         for video in videos:
-            keep[row, video.places.flatten().to(keep.device)] = False
-            keep[row, video.kept.to(keep.device)] = True
+            keep[row, video.all_places] = False
+            keep[row, video.kept] = True
+            for start, end in _image_rows(video):
+                keep[row, end] = keep[row, start:end].any()
     counts = keep.sum(1)
     longest = int(counts.max())
     order = keep.long().argsort(dim=1, stable=True)  # the kept ones last, in their order
     index = order[:, keep.shape[1] - longest :]
     mask = keep.gather(1, index).long()
     return Cut(index * mask, mask, keep, keep.shape[1])
+
+
+def _image_rows(image: Video) -> list[tuple[int, int]]:
+    """First place of each row of an image, and that of its newline. A base image may come before the first row."""
+    ends = image.newlines.tolist()
+    if not ends:
+        return []
+    first = int(image.places.min()) if len(ends) == 1 else 2 * ends[0] + 1 - ends[1]
+    return list(zip([first, *[end + 1 for end in ends[:-1]]], ends, strict=True))
 
 
 def merged(embeds: Tensor, rows: list[list[Video]]) -> Tensor:
