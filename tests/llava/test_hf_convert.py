@@ -1,10 +1,13 @@
 """LLaVA-OneVision in the layouts of this package and of transformers: the same weights, the same answers."""
 
+import math
+
 import pytest
 import torch
 from conftest import video
 from transformers import LlavaOnevisionForConditionalGeneration
 
+from llava.anyres import get_anyres_image_grid_shape
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.errors import UserError
 from llava.hf.convert import from_transformers, to_transformers
@@ -51,6 +54,29 @@ def test_same_logits_and_answers(llava, frames, settings):
         answer = own.generate(inputs.pop("input_ids"), **inputs, **options)
         ids = theirs.generate(**their_inputs(frames), **options, eos_token_id=1, pad_token_id=0)
     assert torch.equal(ids[:, their_inputs(frames)["input_ids"].shape[1] :], answer)
+
+
+@pytest.mark.parametrize("size", [(60, 30), (20, 64), (64, 64)])
+@pytest.mark.parametrize("images", [False, True])
+@pytest.mark.parametrize("positions", ["contiguous", "source"])
+def test_images_with_crops(make_llava, size, images, positions):
+    """A base image and crops, with black borders and newlines, compressed or not."""
+    pinpoints = [[64, 32], [32, 64], [64, 64]]
+    own = make_llava(image_aspect_ratio="anyres_max_9", image_grid_pinpoints=pinpoints)
+    theirs = to_transformers(own, IMAGE, VIDEO)
+    crops = 1 + math.prod(get_anyres_image_grid_shape(size, pinpoints, 32))
+    pixels = video(crops, seed=3)
+    ids = torch.tensor([[*BEFORE, IMAGE_TOKEN_INDEX, *AFTER]])
+    own_image = {"images": [pixels], "modalities": ["image"], "image_sizes": [size]}
+    with torch.no_grad():
+        count = own(ids, **own_image).logits.shape[1] - len(BEFORE) - len(AFTER)
+        their_ids = torch.tensor([[*BEFORE, *[IMAGE] * count, *AFTER]])
+        their_image = {"pixel_values": pixels[None], "image_sizes": torch.tensor([size[::-1]])}
+        settings = {"retention_ratio": 0.3, "images": images, "position_ids": positions}
+        with compression(own, **settings), compression(theirs, **settings):
+            expected, found = own(ids, **own_image).logits, theirs(their_ids, **their_image).logits
+    assert (expected.shape[1] < count) == images
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
 def test_there_and_back(llava):

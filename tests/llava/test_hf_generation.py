@@ -166,6 +166,28 @@ def test_images_stay(name):
     assert short.shape[1] == whole.shape[1] - 16 + 5
 
 
+@pytest.mark.parametrize("name", IMAGES)
+def test_images_that_are_asked_for(name):
+    """Videos and images have exactly as many tokens as asked for, newlines not counted, and text stays."""
+    tiny = TINY[name]
+    model, prompts = tiny.model(), tiny.prompts([[4]], image=True)
+    settings = {"method": "uniform", "retained_tokens": 2, "merge": False, "images": True}
+    whole = reads(model, prompts)["inputs_embeds"]
+    with record() as recorder:
+        short = reads(model, prompts, **settings)["inputs_embeds"]
+    newlines = 4 if "llava_" in name else 0  # rows of the image
+    count = tiny.image(0)[1] - newlines
+    assert sorted(stats.source_tokens for stats in recorder.compressions) == sorted([16, count])
+    assert [stats.kept_tokens for stats in recorder.compressions] == [2, 2]
+    left = 1 if newlines else 0  # the first token is of the base image, the last one of the last row
+    assert whole.shape[1] - short.shape[1] == 16 - 2 + count + newlines - 2 - left
+    with compression(model, **settings):
+        ids, cached = answer(model, prompts)
+        again, uncached = answer(model, prompts, use_cache=False)
+    assert torch.equal(ids, again)
+    torch.testing.assert_close(uncached, cached, **CLOSE)
+
+
 def test_text_alone(tiny, model):
     prompts = tiny.prompts([[], []])
     before = logits(model, prompts)
