@@ -60,6 +60,23 @@ class Shortened:
         return torch.cat([mask, mask.new_ones(len(mask), total - mask.shape[1])], dim=1)
 
 
+def _outside_of_graphs(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """Run a hook between the graphs of a compiled model; not at all in a step that `generate` has prepared.
+
+    A step with a single token needs nothing more than what its preparation did, so its graph stays in one piece.
+    """
+    interrupting = torch.compiler.disable(hook)
+
+    def call(self: "Mechanism", module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *output: Any) -> Any:
+        if torch.compiler.is_compiling() and self.step_is_prepared and kwargs.get("position_ids") is not None:
+            prompt = kwargs.get("inputs_embeds") if kwargs.get("input_ids") is None else kwargs["input_ids"]
+            if prompt is not None and prompt.shape[1] == 1:
+                return None
+        return interrupting(self, module, args, kwargs, *output)
+
+    return call
+
+
 class Mechanism:
     """The hooks on one model, and the configurations of its blocks, of which the innermost one counts."""
 
@@ -71,6 +88,7 @@ class Mechanism:
         self.entries: list[tuple[CompressionConfig]] = []
         self.shapes: dict[str, list[VideoShape]] = {}
         self.encoding = False
+        self.step_is_prepared = False
         self.encoded = False  # whether there are videos that no prompt has had yet
         self.found: Tensor | None = None
         self.found_images: Tensor | None = None
@@ -88,9 +106,9 @@ class Mechanism:
         """Put the hooks on the model."""
         self.removals = [
             self.base.register_forward_pre_hook(self._before_base, with_kwargs=True).remove,
-            self.base.register_forward_hook(self._after_base).remove,
+            self.base.register_forward_hook(self._after_base, with_kwargs=True).remove,
             self.language_model.register_forward_pre_hook(self._before_language_model, with_kwargs=True).remove,
-            self.language_model.register_forward_hook(self._after_language_model).remove,
+            self.language_model.register_forward_hook(self._after_language_model, with_kwargs=True).remove,
             *[self._wrap(self.base, name, self._observing) for name in self._encoders()],
             self._wrap(self.model, "prepare_inputs_for_generation", self._preparing),
         ]
@@ -141,9 +159,10 @@ class Mechanism:
         def prepare(input_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
             cache = cache_of(kwargs)
             state = getattr(cache, ATTRIBUTE, None)
+            old_style = kwargs.get("cache_position") is not None  # positions are computed here, from the full mask
+            self.step_is_prepared = cache is not None and cache.get_seq_length() > 0 and not old_style
             if state is None:
                 return original(input_ids, *args, **kwargs)
-            old_style = kwargs.get("cache_position") is not None  # positions are computed here, from the full mask
             if kwargs.get("is_first_iteration") and cache.get_seq_length() > 0:
                 check_next_turn(input_ids, kwargs.get("attention_mask"))
             elif not old_style and (not state.full or kwargs.get("attention_mask") is not None):
@@ -157,12 +176,15 @@ class Mechanism:
 
         return prepare
 
-    @torch.compiler.disable
+    @_outside_of_graphs
     def _before_base(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Remember where the placeholders are."""
         ids: Tensor | None = args[0] if args else kwargs.get("input_ids")
         self.ids, self.arguments = ids, kwargs
+        self.step_is_prepared &= kwargs.get("position_ids") is not None  # loops by hand leave them out
         prompt = kwargs["inputs_embeds"] if ids is None else ids
+        if self.step_is_prepared and prompt.shape[1] == 1:
+            return None
         self.found = self._find(prompt, self.placeholder)
         images = self.family.image_placeholder if self.config.images else None
         self.found_images = None if images is None else self._find(prompt, getattr(self.model.config, images))
@@ -188,8 +210,8 @@ class Mechanism:
         row = self.base.get_input_embeddings()(torch.tensor(placeholder, device=prompt.device))
         return (prompt == row).all(-1)
 
-    @torch.compiler.disable
-    def _after_base(self, module: Any, args: Any, output: Any) -> None:
+    @_outside_of_graphs
+    def _after_base(self, module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         self.ids, self.arguments = None, {}
         if self.found is not None:
             self.found = None
@@ -198,7 +220,7 @@ class Mechanism:
                 "so nothing was compressed; this version of transformers is not supported for this model."
             )
 
-    @torch.compiler.disable
+    @_outside_of_graphs
     def _before_language_model(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         found, images, self.found, self.pending = self.found, self.found_images, None, None
         embeds, cache = kwargs["inputs_embeds"], cache_of(kwargs)
@@ -324,8 +346,8 @@ class Mechanism:
             return args, dict(kwargs, attention_mask=state.grown(total))
         return None
 
-    @torch.compiler.disable
-    def _after_language_model(self, module: Any, args: Any, output: Any) -> None:
+    @_outside_of_graphs
+    def _after_language_model(self, module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         state, self.pending = self.pending, None
         cache = getattr(output, "past_key_values", None)
         if cache is None:
