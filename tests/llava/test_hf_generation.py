@@ -291,6 +291,23 @@ def test_prompt_lookup_equals_greedy(tiny, model):
     assert torch.equal(found, expected)
 
 
+def test_prompt_of_embeddings(tiny, model):
+    prompts = tiny.prompts([[4]])
+    given = {name: value for name, value in prompts.inputs.items() if name != "input_ids"}
+    given["inputs_embeds"] = model.get_input_embeddings()(prompts.inputs["input_ids"]).detach()
+    options = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False}
+    options |= {"return_dict_in_generate": True, "output_logits": True}
+
+    def difference():
+        expected = answer(model, prompts)[1]
+        return (torch.stack(model.generate(**given, **options).logits, dim=1) - expected).abs().max()
+
+    if difference() > CLOSE["atol"]:
+        pytest.skip("this transformers gives another answer to embeddings without compression too")
+    with compression(model, retention_ratio=0.4):
+        assert difference() < CLOSE["atol"]
+
+
 def test_cache_continued_with_new_tokens(tiny, model):
     """The next turn, given as its own tokens and a mask of full length, equals the same in one go."""
     prompts, more = tiny.prompts([[4]]), torch.tensor([[7, 8, 9]])
