@@ -57,6 +57,12 @@ def test_images_without_labels_are_none():
     assert located(START, 4, END, LINE, START, 4, END, LINE, START, 4, END) == []
 
 
+def test_images_next_to_a_video():
+    """Of one tile, so that nothing but the label tells them apart."""
+    assert located([70, 71, 72, 73], START, 4, END, LINE, *frames(4)) == [[4, 4]]
+    assert located(*frames(4), LINE, [70, 71, 72], START, 4, END) == [[4, 4]]
+
+
 def test_an_image_before_a_video():
     assert located(START, 4, END, [50] * 30, *frames(4)) == [[4, 4]]
 

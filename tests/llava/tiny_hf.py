@@ -226,7 +226,7 @@ def _groups(label: int, token: int, end: bool = True) -> Callable[[int], tuple[l
         ids: list[int] = []
         offsets = []
         for frame in range(frames):
-            ids += [10 + (frame + index) % 7 for index in range(label)] + [START]
+            ids += [*range(10, 8 + label), 20 + frame, 16, START]
             offsets.append(torch.arange(4) + len(ids))
             ids += [token] * 4 + [END] * end
         return ids, torch.stack(offsets)
