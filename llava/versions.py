@@ -7,12 +7,16 @@ Nothing here needs a supported version of anything.
 import operator
 import platform
 import re
+import warnings
 from importlib import metadata
 from pathlib import Path
 
 from llava.errors import VersionError
 
 CHECKED = ("torch", "transformers")
+TESTED_TRANSFORMERS = ">=5.0,<5.24"
+"""With the models of transformers itself (`llava.hf`), at both ends."""
+
 COMPARE = {">=": operator.ge, "<": operator.lt}
 
 
@@ -54,6 +58,16 @@ def check_versions() -> None:
         raise VersionError(
             f"Found {installed}, and llava-scissor supports {' and '.join(wanted)}: run "
             f"`python -m pip install {' '.join(map(repr, wanted))}`."
+        )
+
+
+def warn_if_untested(transformers_version: str) -> None:
+    """A UserWarning where compression of the models of transformers was not tested with this version of it."""
+    if not is_in_range(transformers_version, TESTED_TRANSFORMERS):
+        warnings.warn(
+            f"Compression of the models of transformers was tested with {TESTED_TRANSFORMERS}, not with "
+            f"{transformers_version}; compare a few answers at retention_ratio=1.0 with those of the bare model.",
+            stacklevel=5,
         )
 
 

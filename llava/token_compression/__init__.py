@@ -10,7 +10,7 @@ import pkgutil
 
 from llava.token_compression.compress import CompressionResult, CompressionStats, compress, compress_batch
 from llava.token_compression.config import CompressionConfig
-from llava.token_compression.context import compression
+from llava.token_compression.context import apply, compression, remove
 from llava.token_compression.registry import list_methods, register
 from llava.token_compression.stream import CompressedWindow, StreamingCompressor
 
@@ -20,11 +20,13 @@ __all__ = [
     "CompressionResult",
     "CompressionStats",
     "StreamingCompressor",
+    "apply",
     "compress",
     "compress_batch",
     "compression",
     "list_methods",
     "register",
+    "remove",
 ]
 
 for _module in pkgutil.iter_modules(__path__):

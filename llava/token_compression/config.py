@@ -32,7 +32,8 @@ class CompressionConfig:
             newline follows the last kept token of every row that kept any. Images without `images=True`, and those
             given as one 4-D tensor, are left as they are.
         position_ids: "contiguous" numbers the kept tokens one after the other, as published; "source" leaves each at
-            the rotary position of its representative, and each newline at its own.
+            the rotary position of its representative, and each newline at its own. None follows the model: "source"
+            where positions are triples of frame, row and column (the Qwen-VL models), else "contiguous".
         seed: of everything random.
         options: settings that only this method has, as keys and values or as its own dataclass, which is what they
             become; None where it has none.
@@ -49,7 +50,7 @@ class CompressionConfig:
     temporal: bool = True
     merge: bool | None = None
     images: bool = False
-    position_ids: Literal["contiguous", "source"] = "contiguous"
+    position_ids: Literal["contiguous", "source"] | None = None
     seed: int = 0
     options: Any = None
 
@@ -67,7 +68,7 @@ class CompressionConfig:
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} must be true or false, got {getattr(self, name)!r}.")
         choices = ("contiguous", "source")
-        if self.position_ids not in choices:
+        if self.position_ids is not None and self.position_ids not in choices:
             raise ConfigError(f"Unknown position_ids {self.position_ids!r}{did_you_mean(self.position_ids, choices)}.")
         self._check_ranges()
         self._check_size(method.takes_threshold)
