@@ -28,14 +28,16 @@ class Estimate:
     @property
     def interval(self) -> tuple[float, float]:
         """95 %."""
-        low, high = np.percentile(self.draws, (2.5, 97.5))
+        low, high = np.nanpercentile(self.draws, (2.5, 97.5))
         return float(low), float(high)
 
     def minus(self, other: "Estimate") -> "Estimate":
         return Estimate(self.value - other.value, self.draws - other.draws)
 
     def percent_of(self, other: "Estimate") -> "Estimate":
-        return Estimate(100 * self.value / other.value, 100 * self.draws / other.draws)
+        """Not a number where `other` is 0, as it may be in a draw of few questions."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return Estimate(float(100 * self.value / np.float64(other.value)), 100 * self.draws / other.draws)
 
     @staticmethod
     def mean(estimates: Sequence["Estimate"]) -> "Estimate":

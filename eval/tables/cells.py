@@ -31,6 +31,8 @@ STATES = (MEASURED, COMPUTED, NOT_RUN, STALE, NEEDS_WEIGHTS, NEEDS_JUDGE, NEEDS_
 LAYERS, HIDDEN, INTERMEDIATE, TOKENS = 28, 3584, 18944, 32 * 196
 """Qwen2.5-7B and the visual tokens of 32 frames: what the paper's Table 5 is computed for."""
 
+NOTHING_RIGHT = "the uncompressed run has nothing right, of which there is no percentage"
+
 MEAN = "mean % of uncompressed"
 
 Failures = Mapping[tuple[str, str, str], str]
@@ -180,6 +182,8 @@ class Grid:
             return dataclasses.replace(
                 cell, ours=None, state=FAILED, reason="it was asked other questions than the uncompressed run"
             )
+        if relative and base.ours.value == 0:
+            return dataclasses.replace(cell, ours=None, state=FAILED, reason=NOTHING_RIGHT)
         one = base.ours.percent_of(base.ours)
         ours = cell.ours.percent_of(base.ours) if relative else cell.ours
         if cell.row.method == "none":
@@ -228,6 +232,8 @@ def _mean(grid: Grid, cells: list[Cell], pairs: list[tuple[Cell, Cell]]) -> Cell
         if cell.ours is None or base.ours is None:
             lacking = cell if cell.ours is None else base
             return dataclasses.replace(mean, state=lacking.state, reason=f"{lacking.column.head}: {lacking.reason}")
+        if base.ours.value == 0:
+            return dataclasses.replace(mean, state=FAILED, reason=f"{cell.column.head}: {NOTHING_RIGHT}")
         relative = grid.table.relative and not grid.table.average_of_tables
         estimates.append(cell.ours if relative else cell.ours.percent_of(base.ours))
     if not estimates:

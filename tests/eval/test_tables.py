@@ -130,7 +130,7 @@ def test_failures_and_results_of_other_settings(grid):
 
 
 def test_other_questions_are_not_compared(measured):
-    path = next(measured_path for measured_path in [setting_folder(measured.base, None).parent / "r50"])
+    path = setting_folder(measured.base, None).parent / "r50"
     lines = (path / "samples.jsonl").read_text().splitlines()
     (path / "samples.jsonl").write_text("\n".join(lines[:50]) + "\n")
     cell = measured.cells({})[1][0]
@@ -143,6 +143,14 @@ def test_percent_of_the_uncompressed_run(measured):
     none, same, worse = [cells[0] for cells in Grid(relative, None, measured.overrides).cells({})]
     assert [cell.ours.value for cell in (none, same, worse)] == [100, 100, 50]
     assert same.ours.interval == (100, 100)
+
+
+def test_there_is_no_percentage_of_nothing(grid):
+    relative = Table("0", "A test", "nowhere", TABLE.config, (COLUMN,), ROWS[:1], relative=True)
+    put(Grid.load(grid.config, "videomme", grid.overrides, grid.runs()["videomme"][0]), [0.0] * 5)
+    (cell,) = Grid(relative, None, grid.overrides).cells({})[0]
+    assert (cell.state, cell.ours) == (FAILED, None)
+    assert "nothing right" in cell.reason
 
 
 def test_figures_of_other_models_stand_in_tables_of_their_own(measured, tmp_path):
