@@ -17,7 +17,7 @@ import torch
 from eval.run import StoppedError, run_experiment
 from eval.tables.cells import Cell, Grid, mean_cells
 from eval.tables.plots import write_plot
-from eval.tables.published import Table, find_tables, load_table, table_names
+from eval.tables.published import SPLITS, Table, find_tables, load_table, table_names, with_split
 from eval.tables.write import comma_separated, markdown, summary, write_text
 from llava.cli_errors import run
 from llava.config import setting_name
@@ -38,6 +38,8 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.config and not arguments.table:
         names = [OFFLINE]
     tables = find_tables(names)
+    for split in arguments.split:
+        tables = [with_split(table, split) for table in tables]
     grids = [Grid(table, arguments.config, arguments.overrides) for table in tables]
     runs = [] if arguments.only_write else grids
     if not (arguments.table or arguments.config or torch.cuda.is_available()):
@@ -67,6 +69,13 @@ def _parser() -> argparse.ArgumentParser:
         "--table", action="append", metavar="N", help=f"one of {', '.join(table_names())} (repeatable; 4: 4a and 4b)"
     )
     parser.add_argument("--config", metavar="FILE", help="an experiment to run in place of the table's own")
+    parser.add_argument(
+        "--split",
+        action="append",
+        default=[],
+        metavar="SPLIT",
+        help=f"run this split in place of the one that the published figures are of: {' or '.join(SPLITS)}",
+    )
     parser.add_argument("--only-write", action="store_true", help="run nothing, write the tables from what is there")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values that replace the file's")
     return parser

@@ -231,7 +231,7 @@ def _mean(grid: Grid, cells: list[Cell], pairs: list[tuple[Cell, Cell]]) -> Cell
     for cell, base in pairs:
         if cell.ours is None or base.ours is None:
             lacking = cell if cell.ours is None else base
-            return dataclasses.replace(mean, state=lacking.state, reason=f"{lacking.column.head}: {lacking.reason}")
+            return dataclasses.replace(mean, state=lacking.state, reason=lacking.reason)
         if base.ours.value == 0:
             return dataclasses.replace(mean, state=FAILED, reason=f"{cell.column.head}: {NOTHING_RIGHT}")
         relative = grid.table.relative and not grid.table.average_of_tables

@@ -29,7 +29,11 @@ def markdown(grid: Grid, rows: Sequence[Sequence[Cell]]) -> str:
     """The table for reading; rows of other base models are in a table of their own."""
     table, experiment = grid.table, grid.base
     title = f"Table {table.name}: {table.title}" if table.name[0].isdigit() else table.title
-    about = [f"Published: {table.source}.", f"Ours: `{experiment.model.path}`, data: {experiment.evaluation.data}."]
+    about = [
+        f"Published: {table.source}.",
+        f"Ours: `{experiment.model.path}`, data: {experiment.evaluation.data}, by `bash scripts/reproduce_tables.sh "
+        f"--table {table.name}`.",
+    ]
     reasons: dict[str, int] = {}
     blocks = [f"# {title}", " ".join(about)]
     own = [cells for cells in rows if cells[0].row.base_model is None]
@@ -50,19 +54,27 @@ def markdown(grid: Grid, rows: Sequence[Sequence[Cell]]) -> str:
 def _grid(rows: Sequence[Sequence[Cell]], reasons: dict[str, int], theirs: bool) -> str:
     heads = ["method", "retention %", *(cell.column.head for cell in rows[0])]
     lines = [f"| {' | '.join(heads)} |", f"|{' --- |' + ' --: |' * (len(heads) - 1)}"]
+    places = [max(_decimals(cell.printed) for cell in column) for column in zip(*rows, strict=True)]
     for cells in rows:
         row = cells[0].row
-        figures = [_printed(cell) if theirs else _figure(cell, reasons) for cell in cells]
+        figures = [
+            _text(cell.printed, digits) if theirs else _figure(cell, digits, reasons)
+            for cell, digits in zip(cells, places, strict=True)
+        ]
         lines.append(f"| {row.name} | {100 * row.retention:g} | {' | '.join(figures)} |")
     return "\n".join(lines)
 
 
-def _printed(cell: Cell) -> str:
-    return "" if cell.printed is None else f"{cell.printed:g}"
+def _decimals(value: float | None) -> int:
+    return 0 if value is None else len(f"{value:g}".partition(".")[2])
 
 
-def _figure(cell: Cell, reasons: dict[str, int]) -> str:
-    published = "" if cell.published is None else f"published {cell.published:g}"
+def _text(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def _figure(cell: Cell, digits: int, reasons: dict[str, int]) -> str:
+    published = "" if cell.published is None else f"published {_text(cell.published, digits)}"
     if cell.ours is None:
         text = f"{cell.state}: {cell.reason}" if cell.reason else cell.state
         number = reasons.setdefault(" ".join(text.split()).rstrip("."), len(reasons) + 1)

@@ -15,7 +15,7 @@ from eval.tables import __main__ as command
 from eval.tables import cells as cells_module
 from eval.tables.bootstrap import DRAWS, Estimate, estimate
 from eval.tables.cells import FAILED, MEASURED, NEEDS_JUDGE, NEEDS_WEIGHTS, NO_METHOD, NOT_RUN, OTHER_MODEL, STALE, Grid
-from eval.tables.published import Column, Row, Table, load_table
+from eval.tables.published import Column, Row, Table, load_table, with_split
 from eval.tables.write import comma_separated, markdown
 from llava import answer_log
 from llava.cli_errors import run
@@ -178,6 +178,16 @@ def test_csv_has_every_cell(measured):
     assert [line["method"] for line in lines] == [row.method for row in ROWS]
     assert (lines[2]["ours"], lines[2]["published"], lines[2]["change"]) == ("30.0", "59.0", "-30.0")
     assert lines[4]["base_model"] == "another"
+
+
+def test_another_split_is_not_set_beside_what_is_published():
+    table = with_split(load_table("2"), "mlvu_test")
+    assert [column.benchmark for column in table.columns][1] == "mlvu_test"
+    assert {row.values[1] for row in table.rows} == {row.average for row in table.rows} == {None}
+    assert table.rows[0].values[0] == 58.08
+    assert with_split(load_table("1"), "mlvu_test") == load_table("1")
+    with pytest.raises(ConfigError, match=r"--split mlvu_tst: there is no such split; did you mean 'mlvu_test'"):
+        with_split(load_table("2"), "mlvu_tst")
 
 
 def test_what_the_papers_cells_need(tmp_path, monkeypatch):
