@@ -63,22 +63,27 @@ class Cell:
     result: Path | None = None
 
     @property
+    def _comparison(self) -> tuple[Estimate, float] | None:
+        """What is compared: our change with the printed one, or the figures themselves without compression."""
+        for measured, printed in ((self.change, self.published_change), (self.ours, self.published)):
+            if measured is not None and printed is not None:
+                return measured, printed
+        return None
+
+    @property
     def difference(self) -> float | None:
         """Of our change and the printed one; without compression, of our figure and the printed one."""
-        if self.ours is None or self.published is None:
-            return None
-        if self.change is None or self.published_change is None:
-            return self.ours.value - self.published
-        return self.change.value - self.published_change
+        compared = self._comparison
+        return compared[0].value - compared[1] if compared else None
 
     @property
     def outside_noise(self) -> bool:
         """Whether what is printed lies outside the 95 % interval of what is measured."""
-        if self.difference is None or self.ours is None or self.state == COMPUTED:
+        compared = self._comparison
+        if compared is None or self.state == COMPUTED:
             return False
-        paired = self.change is not None and self.published_change is not None
-        low, high = self.change.interval if paired else self.ours.interval  # type: ignore[union-attr]
-        return not low <= (self.published_change if paired else self.published) <= high  # type: ignore[operator]
+        low, high = compared[0].interval
+        return not low <= compared[1] <= high
 
 
 class Grid:
@@ -97,11 +102,7 @@ class Grid:
         own = str(CHECKOUT / table.config)
         self.config = config or own
         self.base, published_on = load_experiment(self.config, self.overrides), load_experiment(own)
-        self.comparable = (self.base.model.path, self.base.video, self.base.evaluation.data) == (
-            published_on.model.path,
-            published_on.video,
-            published_on.evaluation.data,
-        )
+        self.comparable = _decisive(self.base) == _decisive(published_on)
 
     def runs(self) -> dict[str, list[list[str]]]:
         """By benchmark, the overrides of each setting that can be tried; the uncompressed one first."""
@@ -251,6 +252,19 @@ def read_samples(folder: Path) -> list[Sample]:
 @functools.lru_cache(maxsize=256)
 def _read(path: Path, version: int) -> list[Sample]:
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def _decisive(experiment: Experiment) -> tuple[object, ...]:
+    """What must be the same for figures to be compared: the model, how it sees videos, and the questions."""
+    evaluation = experiment.evaluation
+    return (
+        experiment.model.path,
+        experiment.video,
+        evaluation.data,
+        evaluation.videos,
+        evaluation.seed,
+        evaluation.limit,
+    )
 
 
 def _variant(row: Row) -> list[str]:
