@@ -14,8 +14,20 @@ from eval.standin import standin_home
 from eval.tables import __main__ as command
 from eval.tables import cells as cells_module
 from eval.tables.bootstrap import DRAWS, Estimate, estimate
-from eval.tables.cells import FAILED, MEASURED, NEEDS_JUDGE, NEEDS_WEIGHTS, NO_METHOD, NOT_RUN, OTHER_MODEL, STALE, Grid
-from eval.tables.published import Column, Row, Table, load_table, with_split
+from eval.tables.cells import (
+    FAILED,
+    MEASURED,
+    NEEDS_JUDGE,
+    NEEDS_WEIGHTS,
+    NO_METHOD,
+    NOT_RUN,
+    OTHER_MODEL,
+    STALE,
+    STATES,
+    Grid,
+)
+from eval.tables.plots import write_plot
+from eval.tables.published import Column, Row, Table, load_table, table_names, with_split
 from eval.tables.write import comma_separated, markdown
 from llava import answer_log
 from llava.cli_errors import run
@@ -276,3 +288,28 @@ evaluation: {{data: standin, videos: 20, limit: 1, max_new_tokens: 2, threads: 1
         patch.setattr("eval.run.subprocess.Popen", None)
         assert command.main(["--table", "4b", "--config", str(config)]) == 0
     assert "finished before" in capsys.readouterr().out
+
+
+def test_all_tables_are_written_without_running_anything(tmp_path, capsys):
+    pytest.importorskip("matplotlib", reason="needs the extra `plot`")
+    assert command.main(["--only-write", f"evaluation.output_dir={tmp_path}", f"evaluation.data_dir={tmp_path}"]) == 0
+    written = {path.stem: path for path in tmp_path.glob("tables/*/*.csv")}
+    assert set(written) == set(table_names())
+    for name, path in written.items():
+        lines = list(csv.DictReader(path.read_text().splitlines()))
+        table = load_table(name)
+        columns = len(table.columns) + bool(table.average or table.average_of_tables)
+        assert len(lines) == columns * len(table.rows)
+        assert all(line["state"] in STATES for line in lines)
+        assert all(line["reason"] for line in lines if line["state"] in (NO_METHOD, OTHER_MODEL, NEEDS_WEIGHTS))
+        assert path.with_suffix(".md").read_text().startswith("# ")
+    assert written["figure4"].with_suffix(".png").stat().st_size > 0
+    assert capsys.readouterr().out.count("\n") > len(written)
+
+
+def test_plots(measured, tmp_path):
+    pytest.importorskip("matplotlib", reason="needs the extra `plot`")
+    paths = write_plot(measured, measured.cells({}), tmp_path)
+    assert [path.suffix for path in paths] == [".png", ".svg"]
+    assert "published" in paths[1].read_text()
+    assert write_plot(Grid(Table("0", "", "", TABLE.config, (COLUMN,)), None), [], tmp_path) == []
