@@ -160,7 +160,7 @@ class Grid:
             keys = [(self.config, column.benchmark, setting) for setting in ("", setting_name(compression))]
             failure = next((failures[key] for key in keys if key in failures), "")
             state, reason = _missing(experiment, folder, bool(benchmark.verdict), failure)
-            return dataclasses.replace(cell, state=state, reason=failure or reason)
+            return dataclasses.replace(cell, state=state, reason=reason)
         ours = estimate(column, read_samples(folder))
         if ours is None:
             file = (result["submission"] or {}).get("path", folder)
@@ -286,12 +286,13 @@ def _operations(row: Row, column: Column) -> Estimate:
 
 
 def _missing(experiment: Experiment, folder: Path, judged: bool, failure: str) -> tuple[str, str]:
-    """The state of a cell that has no result, and the way out."""
-    model, evaluation = experiment.model, experiment.evaluation
+    """The state of a cell that has no result, and the rest of the sentence; `failure` is what the last attempt met."""
+    path = experiment.model.path
+    attempt = f" ({failure.rstrip('.')})" if failure else ""
     if (folder / "result.json").exists() and not failure:
         return STALE, "its result is of other settings or another version of the code"
-    if not (model.path == "tiny" or Path(model.path).is_dir() or try_to_load_from_cache(model.path, "config.json")):
-        return NEEDS_WEIGHTS, f"`hf download {model.path}`"
+    if not (path == "tiny" or Path(path).is_dir() or try_to_load_from_cache(path, "config.json")):
+        return NEEDS_WEIGHTS, f"`hf download {path}`{attempt}"
     if judged and not os.environ.get(KEY):
-        return NEEDS_JUDGE, f"set {KEY}, and evaluation.judge.base_url and .model for another judge than lmms-eval's"
-    return (FAILED, failure) if failure else (NOT_RUN, f"on {evaluation.benchmark}")
+        return NEEDS_JUDGE, f"set {KEY}, and evaluation.judge.* for another one than lmms-eval's{attempt}"
+    return (FAILED, failure) if failure else (NOT_RUN, f"on {experiment.evaluation.benchmark}")
