@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = {
     "README.md": "index",
     "llava/assets/tiny/README.md": "tiny",
+    "docs/methods.md": "methods",
     "configs/README.md": "experiments",
     "CONTRIBUTING.md": "contributing",
     "CHANGELOG.md": "changelog",

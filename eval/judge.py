@@ -29,6 +29,9 @@ from llava.config import JudgeConfig
 from llava.errors import UserError
 
 KEY = "OPENAI_API_KEY"
+VERDICTS = "verdicts"
+"""What stands in the place of a setting in the events of a judge's progress."""
+
 PAUSES = (1, 2, 4, 8, 16, 32, 60)
 """Seconds to wait for a judge that is overloaded or out of reach: less in all than the tasks' patience, 5 minutes."""
 
@@ -161,7 +164,7 @@ def serve(judge: Judge, report: Callable[[dict[str, Any]], None]) -> Iterator[di
                 return self._send(401, {})
             try:
                 reply = judge.reply(request)
-                report({"setting": "verdicts", "rank": 0, "done": judge.verdicts, "total": 0})
+                report({"setting": VERDICTS, "rank": 0, "done": judge.verdicts, "total": 0})
                 self._send(200, reply)
             except UserError as error:
                 report({"error": f"{error} Verdicts and answers are kept: run the same command again to go on."})

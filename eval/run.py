@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ import torch
 from tqdm import tqdm
 
 from eval.benchmarks import find_benchmark
-from eval.judge import Judge, serve
+from eval.job import experiment_of
+from eval.judge import VERDICTS, Judge, serve
 from eval.report import table
 from eval.results import (
     answer_fingerprint,
@@ -34,10 +35,22 @@ from eval.results import (
 )
 from eval.standin import standin_home, write_standin
 from llava.cli_errors import run
-from llava.config import Experiment, load_experiment, setting_name
+from llava.config import Experiment, setting_name
 from llava.errors import DeviceError, UserError
 
 CHECKOUT = Path(__file__).resolve().parents[1]
+
+
+class StoppedError(UserError):
+    """An evaluation that had begun came to an end.
+
+    Attributes:
+        setting: the one that was being evaluated, None where it was not yet come to that.
+    """
+
+    def __init__(self, message: str, setting: str | None) -> None:
+        super().__init__(message)
+        self.setting = setting
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -45,7 +58,30 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("config", help="an experiment, for example configs/tiny_videomme.yaml")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values that replace the file's")
     arguments = parser.parse_args(argv)
-    experiment = load_experiment(arguments.config, arguments.overrides)
+    job = {"config": arguments.config, "overrides": arguments.overrides}
+    experiment = experiment_of(job)
+    try:
+        results = run_experiment(job)
+    except KeyboardInterrupt:
+        print("\nInterrupted. Finished answers are kept: run the same command again to go on.", file=sys.stderr)
+        return 130
+    evaluation = experiment.evaluation
+    print(f"\n{experiment.name} on {evaluation.benchmark}, {results[0][1]['summary']['samples']} questions\n")
+    print(table(results))
+    return 0
+
+
+def run_experiment(job: Mapping[str, Any]) -> list[tuple[Path, dict[str, Any]]]:
+    """Evaluate every setting of a job (see `eval.job`) that has no finished result.
+
+    Returns:
+        Each setting's result file and its content.
+
+    Raises:
+        UserError: a user's mistake; `StoppedError` where it is one that only a running evaluation shows.
+        KeyboardInterrupt: interrupted, by Ctrl-C or SIGTERM; finished answers are kept.
+    """
+    experiment = experiment_of(job)
     evaluation = experiment.evaluation
     processes = number_of_processes(experiment)
     standin = standin_home(evaluation).resolve() if evaluation.data == "standin" else None
@@ -65,17 +101,9 @@ def main(argv: list[str] | None = None) -> int:
                 prepare_folder(setting_folder(experiment, compression), evaluation.resume)
         if standin:
             write_standin(evaluation)
-        job = {"config": arguments.config, "overrides": arguments.overrides, "settings": pending}
-        try:
-            evaluate(experiment, job, standin, processes, judge)
-        except KeyboardInterrupt:
-            print("\nInterrupted. Finished answers are kept: run the same command again to go on.", file=sys.stderr)
-            return 130
+        evaluate(experiment, {**job, "settings": pending}, standin, processes, judge)
     paths = [setting_folder(experiment, compression) / "result.json" for compression in fingerprints]
-    results = [(path, json.loads(path.read_text())) for path in paths]
-    print(f"\n{experiment.name} on {evaluation.benchmark}, {results[0][1]['summary']['samples']} questions\n")
-    print(table(results))
-    return 0
+    return [(path, json.loads(path.read_text())) for path in paths]
 
 
 def number_of_processes(experiment: Experiment) -> int:
@@ -114,7 +142,7 @@ def evaluate(
     """Run `eval.worker` on the job, showing its progress.
 
     Raises:
-        UserError: the worker met one, or died; the message says where its log is.
+        StoppedError: the worker met an error, or died; the message says where its log is.
     """
     folder = benchmark_folder(experiment)
     log, events, job_file = folder / "lmms_eval.log", folder / ".events.jsonl", folder / ".job.json"
@@ -134,16 +162,17 @@ def evaluate(
             environment |= stack.enter_context(serve(judge, lambda event: append_event(events, event)))
         worker = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
         stack.enter_context(_stopped_on_exit(worker))
-        error = follow(worker, events)
+        error, setting = follow(worker, events)
     events.unlink()
     job_file.unlink()
     if error:
-        raise UserError(error)
+        raise StoppedError(error, setting)
     if worker.returncode:
         print(*log.read_text(errors="replace").splitlines()[-15:], sep="\n", file=sys.stderr)
-        raise UserError(
+        raise StoppedError(
             f"The evaluation stopped with exit status {worker.returncode}; {log} ends as shown above. Finished answers "
-            "are kept: run the same command again to go on."
+            "are kept: run the same command again to go on.",
+            setting,
         )
 
 
@@ -166,10 +195,15 @@ def worker_environment(experiment: Experiment, standin: Path | None) -> dict[str
     return environment
 
 
-def follow(worker: subprocess.Popen, events: Path) -> str | None:
-    """Show the worker's progress until it ends; the message of the first error, which ends it, if any."""
+def follow(worker: subprocess.Popen, events: Path) -> tuple[str | None, str | None]:
+    """Show the worker's progress until it ends.
+
+    Returns:
+        The message of the first error, which ends it, if any; the setting that it had come to.
+    """
     error: str | None = None
     setting: str | None = None
+    reached: str | None = None
     bar: Any = None
     done: dict[int, int] = {}
     total: dict[int, int] = {}
@@ -178,6 +212,7 @@ def follow(worker: subprocess.Popen, events: Path) -> str | None:
             error = error or event["error"]
             worker.terminate()
             continue
+        reached = event["setting"] if event["setting"] != VERDICTS else reached
         if event["setting"] != setting:
             if bar is not None:
                 bar.close()
@@ -188,7 +223,7 @@ def follow(worker: subprocess.Popen, events: Path) -> str | None:
         bar.update(sum(done.values()) - bar.n)
     if bar is not None:
         bar.close()
-    return error
+    return error, reached
 
 
 def _tail(worker: subprocess.Popen, events: Path) -> Iterator[dict[str, Any]]:

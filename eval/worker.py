@@ -1,8 +1,8 @@
 """One process of an evaluation: `python -m eval.worker JOB`, started by `eval.run`, alone or by `accelerate launch`.
 
-JOB is a JSON file: `config` and `overrides` of the experiment, `settings` to evaluate with their fingerprints, and
-`events`, the file to which progress and errors are appended as JSON lines. The data are looked for, the model is loaded
-once, lmms-eval's own tasks are run at every setting, and process 0 writes the result files.
+JOB is a JSON file: what `eval.job` describes, `settings` to evaluate with their fingerprints, and `events`, the file to
+which progress and errors are appended as JSON lines. The data are looked for, the model is loaded once, lmms-eval's own
+tasks are run at every setting, and process 0 writes the result files.
 """
 
 import json
@@ -23,13 +23,14 @@ from lmms_eval.evaluator import simple_evaluate
 
 from eval.benchmarks import Benchmark, find_benchmark
 from eval.environment import describe_environment
+from eval.job import experiment_of
 from eval.judge import judge_report
 from eval.lmms_tasks import Tasks, check_videos, in_document_order, load_tasks, split_of
 from eval.report import summarize
 from eval.results import append_event, as_plain, setting_folder, write_result, write_submission
 from eval.standin import read_kinds
 from llava.answer_log import AnswerLog
-from llava.config import Experiment, load_experiment, setting_name
+from llava.config import Experiment, setting_name
 from llava.errors import UserError
 from llava.lmms_eval_model import LlavaScissor, make_accelerator
 from llava.token_compression import CompressionConfig
@@ -47,7 +48,7 @@ def main(job_file: str) -> int:
     job = json.loads(Path(job_file).read_text())
     events = Path(job["events"])
     try:
-        evaluate(load_experiment(job["config"], job["overrides"]), job["settings"], events)
+        evaluate(experiment_of(job), job["settings"], events)
         # A process that ends while another one still listens to it may be aborted.
         PartialState().wait_for_everyone()
         PartialState().destroy_process_group()
@@ -81,6 +82,7 @@ def evaluate(experiment: Experiment, settings: dict[str, dict[str, str]], events
         def report(done: int, total: int, setting: str = setting) -> None:
             append_event(events, {"setting": setting, "rank": lm.rank, "done": done, "total": total})
 
+        report(0, 0)  # so that an error is known to be this setting's
         lm.start(compression, AnswerLog(folder, fingerprints["answers"], lm.rank), report)
         output = simple_evaluate(
             model=lm,

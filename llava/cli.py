@@ -1,10 +1,11 @@
-"""The command `llava-scissor`: a question about a video, a picture of its compression, a look at a checkpoint."""
+"""The command `llava-scissor`: ask about a video, draw its compression, check a checkpoint, calibrate a threshold."""
 
 from __future__ import annotations  # so that a Python that is too old gets as far as being refused
 
 import argparse
 import json
 import logging
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -32,6 +33,9 @@ FLAGS = {
 }
 """Options of `ask` and `show` that are short for a `section.key=value`."""
 
+OVERRIDE = re.compile(r"(model|video|compression)\.\w+(\.\w+)*=")
+"""What tells a `section.key=value` from the name of a file."""
+
 TEXT_KEYS = ("compression.method", "model.path", "model.device", "model.dtype")
 """Values that are text even where YAML would read a number or nothing at all, such as the folder `~` or `2024`."""
 
@@ -45,7 +49,7 @@ def _main(argv: list[str]) -> int:
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
     check_versions()
-    unknown = [word for word in rest if word.startswith("-") or arguments.command not in ("ask", "show")]
+    unknown = [word for word in rest if word.startswith("-") or arguments.command not in ("ask", "show", "calibrate")]
     if unknown:
         raise UserError(f"unknown argument {unknown[0]}; see `llava-scissor {arguments.command or ''} --help`.")
     if arguments.command == "ask":
@@ -54,6 +58,8 @@ def _main(argv: list[str]) -> int:
         _show(arguments, overrides=rest)
     elif arguments.command == "check":
         return _check(arguments)
+    elif arguments.command == "calibrate":
+        _calibrate(arguments, words=arguments.words + rest)
     elif arguments.command == "methods":
         _methods()
     else:
@@ -107,6 +113,21 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--num-frames", metavar="N", help="count tokens of a video of N frames [video.num_frames]")
     check.add_argument("--json", action="store_true", help="print the facts as JSON")
     check.add_argument("--verbose", action="store_true", help="show log messages, library warnings and tracebacks")
+    calibrate = commands.add_parser(
+        "calibrate",
+        help="find the threshold that keeps a share of the tokens on average",
+        usage="%(prog)s --retention-ratio R VIDEO... [options] [section.key=value ...]",
+        description="Find the similarity threshold at which videos keep a share of their tokens on average, as the "
+        "paper does, and report how far single videos are from it.",
+    )
+    calibrate.add_argument("words", nargs="+", metavar="VIDEO", help="videos like those that it is to be used on")
+    calibrate.add_argument("--retention-ratio", metavar="R", required=True, help="mean share to keep, such as 0.1")
+    calibrate.add_argument("--config", metavar="FILE", help="an experiment file whose model, video, compression to use")
+    for name in ("method", "model", "device", "dtype", "num_frames"):
+        key, metavar, text = FLAGS[name]
+        calibrate.add_argument(f"--{name.replace('_', '-')}", metavar=metavar, help=f"{text} [{key}]")
+    calibrate.add_argument("--json", action="store_true", help="print what is found as JSON")
+    calibrate.add_argument("--verbose", action="store_true", help="show log messages, library warnings and tracebacks")
     commands.add_parser("methods", help="list the compression methods", description="List the compression methods.")
     return parser
 
@@ -174,7 +195,7 @@ def _experiment(arguments: argparse.Namespace, overrides: list[str]) -> tuple[Ex
     if arguments.retention_ratio is not None and arguments.threshold is not None:
         raise ConfigError("Give either --retention-ratio or --threshold, not both: each decides how many tokens stay.")
     mapping: dict[str, Any] = read_mapping(arguments.config) if arguments.config else {"name": "ask"}
-    given = {key: value for name, (key, _, _) in FLAGS.items() if (value := getattr(arguments, name)) is not None}
+    given = {key: value for name, (key, _, _) in FLAGS.items() if (value := getattr(arguments, name, None)) is not None}
     overrides = [
         f"{key}={json.dumps(value) if key in TEXT_KEYS else value}" for key, value in given.items()
     ] + overrides
@@ -215,6 +236,31 @@ def _check(arguments: argparse.Namespace) -> int:
     if not arguments.verbose:
         _silence_libraries()
     return check(arguments.checkpoint, num_frames, arguments.json)
+
+
+def _calibrate(arguments: argparse.Namespace, words: list[str]) -> None:
+    _set_up_logging(arguments.verbose)
+    overrides = [word for word in words if OVERRIDE.match(word)]
+    videos = [word for word in words if word not in overrides]
+    for video in videos:
+        check_file(Path(video), UserError)
+    try:
+        ratio = float(arguments.retention_ratio)
+    except ValueError:
+        raise ConfigError(f"--retention-ratio is {arguments.retention_ratio}: give a number such as 0.1.") from None
+    # Any size makes a complete setting; the threshold is what is looked for.
+    arguments.retention_ratio, arguments.threshold = None, "0"
+    experiment, _ = _experiment(arguments, overrides)
+
+    from llava.calibrate import calibrate, report, video_features
+    from llava.pipeline import VideoQA
+
+    if not arguments.verbose:
+        _silence_libraries()
+    qa = VideoQA.from_config(experiment.model, experiment.video)
+    setting = qa.compression(experiment.compressions[0])
+    found = calibrate([video_features(qa, video) for video in videos], setting, ratio)
+    print(report(found, videos, arguments.json))
 
 
 def _methods() -> None:

@@ -7,5 +7,6 @@ cd "$CHECKOUT"
 "$PYTHON" -m ruff check
 "$PYTHON" -m ruff format --check
 "$PYTHON" -m mypy
+"$PYTHON" -m docs.methods --check
 "$PYTHON" -m docs.build
 "$PYTHON" -m pytest "$@"

@@ -1,7 +1,8 @@
-"""LLaVA-Scissor: two steps of Semantic Connected Components (SCC), arXiv 2506.21862.
+"""LLaVA-Scissor joins the tokens of each frame, then the representatives of all frames (Eq. 5 and 6). Both steps take
+the connected components of the graph whose edges are the cosine similarities above one threshold tau.
 
-The spatial step (Eq. 5) joins the tokens of each frame, the temporal step (Eq. 6) joins the representatives of all
-frames; both by the connected components of the graph whose edges are the cosine similarities above one threshold tau.
+Source: Semantic Connected Components (SCC), arXiv 2506.21862.
+Cost: O(F N^2 D + T^2 D) operations, O(T D + F N^2 + T^2) memory, of whose squares no more than 2^21 numbers at a time.
 
 With `similarity_threshold` that is all. With an exact budget of K tokens, tau is found instead of given. Threshold
 components are single-linkage clusters, so a maximum spanning forest holds the components at every tau, and cutting it

@@ -9,13 +9,21 @@ from llava.token_compression.registry import Kept, register
 
 @register("none", any_dtype=True)
 def none(features: Tensor, config: CompressionConfig, budget: int) -> Kept:
-    """Every token."""
+    """Every token is kept: the uncompressed model, which the others are measured against.
+
+    Source: no method.
+    Cost: O(T D) operations, O(T D) memory.
+    """
     return select(features, torch.arange(budget, device=features.device))
 
 
 @register("random", any_dtype=True)
 def random(features: Tensor, config: CompressionConfig, budget: int) -> Kept:
-    """Tokens drawn without replacement; the draw depends on `config.seed` alone, not on the device."""
+    """Tokens are drawn without replacement. The draw depends on `config.seed` alone, not on the device.
+
+    Source: a rule of LLaVA-Scissor's Table 4b, arXiv 2506.21862.
+    Cost: O(T + K D) operations, O(T + K D) memory.
+    """
     total = features.shape[0] * features.shape[1]
     drawn = torch.randperm(total, generator=torch.Generator().manual_seed(config.seed))[:budget]
     return select(features, drawn.sort().values.to(features.device))
@@ -23,7 +31,11 @@ def random(features: Tensor, config: CompressionConfig, budget: int) -> Kept:
 
 @register("uniform", any_dtype=True)
 def uniform(features: Tensor, config: CompressionConfig, budget: int) -> Kept:
-    """Tokens at equal distances in source order, the first and (from two tokens on) the last included."""
+    """Tokens at equal distances in source order, the first and (from two tokens on) the last included.
+
+    Source: a rule of LLaVA-Scissor's Table 4b, arXiv 2506.21862.
+    Cost: O(T + K D) operations, O(T + K D) memory.
+    """
     total = features.shape[0] * features.shape[1]
     steps = torch.arange(budget, device=features.device)
     return select(features, steps * (total - 1) // max(1, budget - 1))
@@ -31,7 +43,11 @@ def uniform(features: Tensor, config: CompressionConfig, budget: int) -> Kept:
 
 @register("l2norm")
 def l2norm(features: Tensor, config: CompressionConfig, budget: int) -> Kept:
-    """Tokens with the largest Euclidean norm; equal norms by lowest source index."""
+    """Tokens with the largest Euclidean norm are kept; of equal norms those with the lowest source index.
+
+    Source: a rule of LLaVA-Scissor's Table 4b, arXiv 2506.21862.
+    Cost: O(T D) operations, O(T D) memory.
+    """
     norms = features.flatten(0, 1).norm(dim=-1)
     return select(features, norms.argsort(descending=True, stable=True)[:budget].sort().values)
 

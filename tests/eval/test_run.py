@@ -163,14 +163,14 @@ with open({events!r}, "a") as file:
     file.flush()
     file.write('"done": 1, "total": 2}}\\n{{"error": "no such model"}}\\n{{"error": "later"}}\\n')
 """
-    assert run.follow(job_that(code, events), events) == "no such model"
+    assert run.follow(job_that(code, events), events) == ("no such model", "r10")
 
 
 def test_follow_ends_a_worker_for_which_someone_else_reports_an_error(tmp_path):
     events = tmp_path / "events"
     events.write_text('{"error": "the judge is away"}\n')
     worker = job_that("import time; time.sleep(1000)", events)
-    assert run.follow(worker, events) == "the judge is away"
+    assert run.follow(worker, events) == ("the judge is away", None)
     assert worker.wait(timeout=60)
 
 

@@ -1,0 +1,126 @@
+"""Write docs/methods.md, the one page on all compression methods, from the table of methods and their docstrings.
+
+    python -m docs.methods [--check]        (--check: only say whether the file is what would be written)
+
+Of a method that has a file to itself the docstring is that of the file, otherwise that of its function. Its first
+paragraph is the idea; further down, lines that begin with these words, and go on until an empty line or the next:
+
+    Source: where it is published
+    Cost: O(...) operations, O(...) memory      see `eval.method_cost` for what may stand in the brackets
+    Prunes: where, for a method that does more than choose among the tokens that enter the language model
+"""
+
+import dataclasses
+import inspect
+import re
+import sys
+from collections import Counter
+from pathlib import Path
+
+from llava.token_compression import list_methods
+from llava.token_compression.registry import Method, get_method
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "methods.md"
+BEFORE = "before the language model, among the tokens that the 2x2 pooling leaves"
+HEAD = """\
+# Methods
+
+<!-- Written by `python -m docs.methods` from the docstrings: change those. -->
+
+All are called as `CompressionConfig(method=..., retention_ratio=...)` and keep exactly the number of tokens asked for.
+Costs are those of the choice alone; the final merge (Eq. 7 and 8 of LLaVA-Scissor) adds O(K T D) operations and blocks
+of at most 2^21 numbers. F is the number of frames, N of tokens per frame, T = F N, K of kept tokens, D the dimension
+of a token. `python -m eval.method_cost` counts what is really computed, and tests hold it to what is stated here.
+"""
+
+
+def main(arguments: list[str]) -> int:
+    text = page()
+    if "--check" not in arguments:
+        PAGE.write_text(text)
+    elif not PAGE.exists() or PAGE.read_text() != text:
+        print("docs/methods.md is not what the docstrings say: run `python -m docs.methods`.")
+        return 1
+    return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Documentation:
+    """What the docstring of a method says, and where it is; empty text for what it does not say."""
+
+    idea: str
+    source: str
+    cost: str
+    prunes: str
+    file: Path
+    neighbours: int
+
+
+def documentation(name: str) -> Documentation:
+    """The documentation of the method called `name`."""
+    keep = get_method(name).keep
+    files = Counter(_file(get_method(other)) for other in list_methods())
+    file = _file(get_method(name))
+    text = inspect.getdoc(keep if files[file] > 1 else inspect.getmodule(keep)) or ""
+    idea = " ".join(text.partition("\n\n")[0].split())
+    return Documentation(
+        idea, line("Source", text), line("Cost", text), line("Prunes", text) or BEFORE, file, files[file] - 1
+    )
+
+
+def page() -> str:
+    """The page as Markdown.
+
+    Raises:
+        ValueError: a docstring lacks something; the message names them all.
+    """
+    known = {name: documentation(name) for name in list_methods()}
+    lacking = [
+        f"{said.file.relative_to(ROOT)}: the docstring of {name!r} has no {what}."
+        for name, said in known.items()
+        for what, text in (("first paragraph", said.idea), ('line "Source:"', said.source), ('line "Cost:"', said.cost))
+        if not text
+    ]
+    if lacking:
+        raise ValueError("\n".join(lacking))
+    return "\n\n".join([HEAD.rstrip(), *(_section(name, said) for name, said in known.items())]) + "\n"
+
+
+def _section(name: str, said: Documentation) -> str:
+    method = get_method(name)
+    lines = len(said.file.read_text().splitlines())
+    together = f", with {said.neighbours} others" if said.neighbours else ""
+    facts = {
+        "source": said.source,
+        "needs": ", ".join(f"`{name}`" for name in method.inputs) or "the tokens alone",
+        "size": "a threshold or an exact count" if method.takes_threshold else "an exact count",
+        "final merge": "yes, unless `merge=False`" if method.merge else "no, unless `merge=True`",
+        "options": _options(method),
+        "prunes": said.prunes,
+        "cost": said.cost,
+        "file": f"`{said.file.relative_to(ROOT)}`, {lines} lines{together}",
+    }
+    table = [f"| {key} | {value} |" for key, value in facts.items() if value]
+    return "\n".join([f"## {name}", "", said.idea, "", "| | |", "| --- | --- |", *table])
+
+
+def line(word: str, text: str) -> str:
+    """What follows `word:` at the beginning of a line, up to an empty line or the next such word."""
+    match = re.search(rf"^{word}: (.*?)(?=\n\s*\n|\n[A-Z]\w+: |\Z)", text, re.MULTILINE | re.DOTALL)
+    return " ".join(match[1].split()) if match else ""
+
+
+def _file(method: Method) -> Path:
+    return Path(inspect.getsourcefile(method.keep) or "").resolve()
+
+
+def _options(method: Method) -> str:
+    """Names and defaults of the settings that only this method has."""
+    if method.options is None:
+        return ""
+    return ", ".join(f"`{field.name}={field.default!r}`" for field in dataclasses.fields(method.options))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
