@@ -1,6 +1,9 @@
 """Milliseconds of the compression step alone, as a Markdown table, beside those of the matrix products in it.
 
     python -m eval.bench_compress [--device cuda] [--dtype bfloat16] [--repeats 5]
+    python -m eval.bench_compress --frames 64 256 1024 [--device cuda] [--dtype bfloat16]
+
+The second form times long videos of 196 x 3584 instead, once each, with the memory that is needed beside the input.
 
 The products are those that a computation of all similarities cannot avoid: of the tokens of each frame, of the tokens
 that the spatial step leaves (each pair once), and of the kept tokens with every source token that might move in the
@@ -18,6 +21,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -27,6 +31,12 @@ from llava.token_compression import CompressionConfig, CompressionStats, compres
 SHAPES = ((32, 196, 896), (32, 196, 3584))
 THRESHOLDS = (0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.97)
 RETENTION_RATIOS = (0.5, 0.25, 0.1, 0.05)
+LONG_VIDEO = (196, 3584)
+LONG_CONFIGS = (
+    CompressionConfig(similarity_threshold=0.6),
+    CompressionConfig(similarity_threshold=0.9),
+    CompressionConfig(retention_ratio=0.1),
+)
 
 
 def synthetic_features(
@@ -120,6 +130,11 @@ def time_compress(features: Tensor, config: CompressionConfig, repeats: int) -> 
     return Timing(statistics.median(runs), statistics.median(products), min(runs) / min(products), stats)
 
 
+def _setting(config: CompressionConfig) -> str:
+    ratio = config.retention_ratio
+    return f"threshold {config.similarity_threshold}" if ratio is None else f"exactly {ratio:.0%}"
+
+
 def table(shapes: tuple[tuple[int, int, int], ...], device: str, dtype: torch.dtype, repeats: int) -> str:
     """A Markdown table with one row per setting: thresholds first, then exact budgets."""
     configs = [CompressionConfig(similarity_threshold=tau) for tau in THRESHOLDS]
@@ -132,12 +147,47 @@ def table(shapes: tuple[tuple[int, int, int], ...], device: str, dtype: torch.dt
         features = synthetic_features(*shape, dtype=dtype).to(device)
         for config in configs:
             timing = time_compress(features, config, repeats)
-            stats, ratio = timing.stats, config.retention_ratio
-            setting = f"threshold {config.similarity_threshold}" if ratio is None else f"exactly {ratio:.0%}"
+            stats = timing.stats
             lines.append(
-                f"| {'x'.join(map(str, shape))} | {setting} | {stats.spatial_tokens} "
+                f"| {'x'.join(map(str, shape))} | {_setting(config)} | {stats.spatial_tokens} "
                 f"| {stats.kept_tokens} ({stats.retention_ratio:.1%}) | {stats.similarity_threshold:.3f} "
                 f"| {timing.milliseconds:.0f} | {timing.products:.0f} | {timing.ratio:.2f} |"
+            )
+    return "\n".join(lines)
+
+
+def memory_of_compress(features: Tensor, config: CompressionConfig) -> tuple[CompressionStats, float]:
+    """Counts and time, and most MiB beyond those before: resident in the process, or allocated by PyTorch on CUDA."""
+    if features.is_cuda:
+        torch.cuda.reset_peak_memory_stats(features.device)
+        before = torch.cuda.memory_allocated(features.device)
+        stats = compress(features, config).stats
+        return stats, (torch.cuda.max_memory_allocated(features.device) - before) / 2**20
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    resident = _resident_mebibytes("VmRSS")
+    stats = compress(features, config).stats
+    return stats, _resident_mebibytes("VmHWM") - resident
+
+
+def _resident_mebibytes(key: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(key)) / 1024
+
+
+def long_table(frames: list[int], device: str, dtype: torch.dtype) -> str:
+    """A Markdown table of time per frame and memory of videos of `LONG_VIDEO`; on the CPU, Linux only."""
+    lines = [
+        "| frames | setting | tokens after step 1 | tokens kept | ms | ms per frame | MiB beside the input |",
+        "|--:|---|--:|--:|--:|--:|--:|",
+    ]
+    for count in frames:
+        features = synthetic_features(count, *LONG_VIDEO, dtype=dtype).to(device)
+        for config in LONG_CONFIGS:
+            compress(features[:8], config)
+            stats, extra = memory_of_compress(features, config)
+            lines.append(
+                f"| {count} | {_setting(config)} | {stats.spatial_tokens} | {stats.kept_tokens} "
+                f"| {stats.milliseconds:.1f} | {stats.milliseconds / count:.2f} | {extra:.0f} |"
             )
     return "\n".join(lines)
 
@@ -147,9 +197,14 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ... (default: %(default)s)")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--repeats", type=int, default=5, help="timed calls per row (default: %(default)s)")
+    parser.add_argument("--frames", type=int, nargs="+", help="time long videos of so many frames instead")
     arguments = parser.parse_args()
     print(f"{torch.get_num_threads()} CPU threads, {arguments.device}, {arguments.dtype}, torch {torch.__version__}\n")
-    print(table(SHAPES, arguments.device, getattr(torch, arguments.dtype), arguments.repeats))
+    dtype = getattr(torch, arguments.dtype)
+    if arguments.frames:
+        print(long_table(arguments.frames, arguments.device, dtype))
+    else:
+        print(table(SHAPES, arguments.device, dtype, arguments.repeats))
 
 
 if __name__ == "__main__":

@@ -78,7 +78,11 @@ def compress(features: Tensor, config: CompressionConfig, **inputs: object) -> C
     check_shape(features)
     _check_inputs(config, inputs)
     start = _now(features.device)
-    with stage("compression", features.device), torch.autocast(features.device.type, enabled=False):
+    with (
+        stage("compression", features.device),
+        torch.autocast(features.device.type, enabled=False),
+        torch.cuda.device_of(features),  # Triton launches on the current device
+    ):
         frames, tokens_per_frame, _ = features.shape
         kept, assignment = _keep(features, config, inputs)
         tokens = kept.tokens.to(features.dtype)

@@ -15,6 +15,9 @@ from llava.token_compression.paths import FAST, Graphs, Path, SpanningTrees
 PAIRS = 2**22
 """Pairs that are looked at between two waits for the device."""
 
+GRAPHS = 65535
+"""Forests found at a time: the limit of a grid's third dimension."""
+
 LOOKUPS = 64
 """Exact cosines looked up per vector and round before the forest is left to the path without kernels."""
 
@@ -60,7 +63,7 @@ class TritonGraphs:
     def _whole_forests(self, sampled: Tensor | None) -> Edges:
         """All pairs of some graphs at a time."""
         doubt = launch.doubt(self._values.shape[1])
-        step = max(1, PAIRS // self._size**2)
+        step = min(GRAPHS, max(1, PAIRS // self._size**2))
         forest = []
         for first in range(0, self._graphs, step):
             block = slice(first * self._size, (first + step) * self._size)

@@ -5,7 +5,8 @@ list the other pairs, which a second kernel decides in float64. Labels are unite
 lower vertex, and the root of a component its lowest one, in whatever order the tiles run.
 
 The kernels run on CUDA, and on any machine under Triton's interpreter (TRITON_INTERPRET=1). A list of pairs holds
-`first * 2**31 + second` in int64; it may be shorter than what was found, which its reader must check.
+`first * 2**31 + second` in int64; it may be shorter than what was found, which its reader must check. Nothing is
+appended to a list that is too short already, so that its length never overflows.
 """
 
 import triton
@@ -14,6 +15,7 @@ import triton.language as tl
 PAIR = tl.constexpr(2**31)
 COLUMNS = tl.constexpr(2**21)
 GRID = tl.constexpr(2.0**40)
+AHEAD = tl.constexpr(8)
 
 
 @triton.jit
@@ -109,9 +111,10 @@ def join_kernel(
         size: vertices per graph; valid_count: (1,) int32, vertices from there on have no edge.
     """
     blocks = tl.cdiv(size, B)
-    i = tl.program_id(0) // blocks
-    j = tl.program_id(0) % blocks
-    first = tl.program_id(1) * size
+    tile = tl.program_id(0) % (blocks * blocks)
+    i = tile // blocks
+    j = tile % blocks
+    first = tl.program_id(0) // (blocks * blocks) * size
     end = tl.minimum(size, tl.load(valid_count) - first)
     if (i <= j) & (j * B < end):
         rows = i * B + tl.arange(0, B)
@@ -124,7 +127,7 @@ def join_kernel(
         unsure = upper & (cosines > low) & (cosines <= high)
         u = first + rows
         v = first + columns
-        if tl.sum(tl.sum(unsure.to(tl.int32), axis=1), axis=0) > 0:
+        if (tl.sum(tl.sum(unsure.to(tl.int32), axis=1), axis=0) > 0) & (tl.load(found, volatile=True) <= limit):
             _append(pairs, found, limit, unsure, u, v, B, B)
         if tl.sum(tl.sum(surely.to(tl.int32), axis=1), axis=0) > 0:
             tl.atomic_add(degrees + u, tl.sum(surely.to(tl.int32), axis=1), mask=rows < end)
@@ -228,8 +231,11 @@ def sums_kernel(x, order, starts, sizes, sums, segments, dim: tl.constexpr, MEAN
         end = index + size
         total = tl.load(sums + segment * dim + entries, mask=inside, other=0.0)
         while index < end:
-            total += tl.load(x + tl.load(order + index) * dim + entries, mask=inside, other=0.0).to(tl.float32)
-            index += 1
+            for ahead in tl.static_range(AHEAD):  # unrolled, so that loads do not wait for additions
+                row = tl.load(order + tl.minimum(index + ahead, end - 1))
+                value = tl.load(x + row * dim + entries, mask=inside, other=0.0).to(tl.float32)
+                total = tl.where(index + ahead < end, total + value, total)
+            index += AHEAD
         if MEANS:
             divisor = size.to(tl.float32)
         else:
@@ -279,7 +285,8 @@ def nearest_kernel(
                 v = start + tl.arange(0, N)
                 cosines = _cosines(x, inverse, u, valid, kept, kept_inverse, v, v < columns, dim, M, N, K)
                 chosen = contested[:, None] & (cosines >= (highest - near)[:, None])
-                if tl.sum(tl.sum(chosen.to(tl.int32), axis=1), axis=0) > 0:
+                any_chosen = tl.sum(tl.sum(chosen.to(tl.int32), axis=1), axis=0) > 0
+                if any_chosen & (tl.load(found, volatile=True) <= limit):
                     _append(pairs, found, limit, chosen, places, v, M, N)
                 start += N
 

@@ -73,7 +73,7 @@ def unite(
     unsure = PairList(values.device, PAIRS)
     chosen = labels if sampled is None else sampled.to(torch.int8)
     options = {"SAMPLED": sampled is not None, "K": ENTRIES}
-    kernels.join_kernel[(math.ceil(size / BLOCK) ** 2, graphs)](
+    kernels.join_kernel[(math.ceil(size / BLOCK) ** 2 * graphs,)](
         values, inverse, chosen, labels, degrees, unsure.pairs, unsure.found, unsure.limit, size, count,
         threshold - doubt(dim), threshold + doubt(dim), dim=dim, B=BLOCK, **options,
     )  # fmt: skip
