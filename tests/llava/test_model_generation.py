@@ -87,9 +87,11 @@ def test_exactly_the_kept_tokens_enter_the_prompt(llava, make_video, kept):
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_batch_equals_single_rows(llava, make_video, side):
+@pytest.mark.parametrize("config", [None, CompressionConfig(retention_ratio=0.4)])
+def test_batch_equals_single_rows(llava, make_video, side, config):
     """The published code generates from right-padded rows as if the padding were part of the prompt."""
     llava.config.tokenizer_padding_side = side
+    llava.token_compression = config
     videos = [make_video(2), make_video(7, seed=1)]
     prompts = [torch.tensor([[5, IMAGE, 7]]), torch.tensor([[5, 6, IMAGE, 7, 8, 9]])]
     padding = torch.zeros(1, 3, dtype=torch.int64)
