@@ -18,10 +18,10 @@ FIELDS = (
 )
 
 LEGEND = (
-    "A cell: ours with its 95 % interval, then what is published, then the difference between the two changes from the "
-    "uncompressed run (of the figures themselves without compression), with `!` where what is published lies outside "
-    "the 95 % interval of what is measured. Intervals are of a bootstrap over videos; that of a change is paired with "
-    "the uncompressed run on the same questions. Numbers in brackets say why there is no figure of ours."
+    "A cell: ours with its 95 % interval; its change from the uncompressed run; what is published; and the difference "
+    "between our change and the published one (of the figures themselves without compression), with `!` where what is "
+    "published lies outside the 95 % interval of what is measured. Intervals are of a bootstrap over videos; that of a "
+    "change is paired with the uncompressed run on the same questions. Numbers in brackets say why there is no figure."
 )
 
 
@@ -39,7 +39,8 @@ def markdown(grid: Grid, rows: Sequence[Sequence[Cell]]) -> str:
     own = [cells for cells in rows if cells[0].row.base_model is None]
     if not grid.comparable:
         blocks.append("What is published is of another base model or other data, and not beside ours but below.")
-    blocks += [_grid(own, reasons, theirs=False), LEGEND]
+    draw = _methods_by_retention if table.every_method_at else _grid
+    blocks += [draw(own, reasons), LEGEND]
     blocks += [f"[{number}] {reason}." for reason, number in reasons.items()]
     others = [cells for cells in rows if cells[0].row.base_model]
     if not grid.comparable and any(value is not None for row in table.rows for value in row.values):
@@ -51,7 +52,7 @@ def markdown(grid: Grid, rows: Sequence[Sequence[Cell]]) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
-def _grid(rows: Sequence[Sequence[Cell]], reasons: dict[str, int], theirs: bool) -> str:
+def _grid(rows: Sequence[Sequence[Cell]], reasons: dict[str, int], theirs: bool = False) -> str:
     heads = ["method", "retention %", *(cell.column.head for cell in rows[0])]
     lines = [f"| {' | '.join(heads)} |", f"|{' --- |' + ' --: |' * (len(heads) - 1)}"]
     places = [max(_decimals(cell.printed) for cell in column) for column in zip(*rows, strict=True)]
@@ -63,6 +64,21 @@ def _grid(rows: Sequence[Sequence[Cell]], reasons: dict[str, int], theirs: bool)
         ]
         lines.append(f"| {row.name} | {100 * row.retention:g} | {' | '.join(figures)} |")
     return "\n".join(lines)
+
+
+def _methods_by_retention(rows: Sequence[Sequence[Cell]], reasons: dict[str, int]) -> str:
+    """One table for each column, of which a row is a method and a column a retention."""
+    retentions = sorted({cells[0].row.retention for cells in rows}, reverse=True)
+    blocks = []
+    for index, column in enumerate(cell.column for cell in rows[0]):
+        lines = [f"| {column.head}, of tokens kept | {' | '.join(f'{100 * r:g} %' for r in retentions)} |"]
+        lines.append(f"|{' --- |' + ' --: |' * len(retentions)}")
+        for name in dict.fromkeys(cells[0].row.name for cells in rows):
+            found = {cells[0].row.retention: cells[index] for cells in rows if cells[0].row.name == name}
+            figures = [_figure(found[r], 2, reasons) if r in found else "" for r in retentions]
+            lines.append(f"| {name} | {' | '.join(figures)} |")
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks)
 
 
 def _decimals(value: float | None) -> int:
@@ -79,14 +95,19 @@ def _figure(cell: Cell, digits: int, reasons: dict[str, int]) -> str:
         text = f"{cell.state}: {cell.reason}" if cell.reason else cell.state
         number = reasons.setdefault(" ".join(text.split()).rstrip("."), len(reasons) + 1)
         return f"{published} [{number}]".strip()
-    if cell.state == COMPUTED:
-        return "<br>".join(filter(None, [f"**{cell.ours.value:.2f}**", published, _signed(cell)]))
-    low, high = cell.ours.interval
-    return "<br>".join(filter(None, [f"**{cell.ours.value:.2f}** ({low:.2f} to {high:.2f})", published, _signed(cell)]))
+    parts = [
+        f"**{cell.ours.value:.2f}**" if cell.state == COMPUTED else f"**{cell.ours.value:.2f}** {_range(cell.ours)}"
+    ]
+    if cell.change is not None:
+        parts.append(f"change {cell.change.value:+.2f} {_range(cell.change, '+')}")
+    if cell.difference is not None:
+        parts += [published, f"difference {cell.difference:+.2f}{' !' if cell.outside_noise else ''}"]
+    return "<br>".join(parts)
 
 
-def _signed(cell: Cell) -> str:
-    return "" if cell.difference is None else f"{cell.difference:+.2f}{' !' if cell.outside_noise else ''}"
+def _range(estimate: Estimate, sign: str = "") -> str:
+    low, high = estimate.interval
+    return f"({low:{sign}.2f} to {high:{sign}.2f})"
 
 
 def comma_separated(grid: Grid, rows: Sequence[Sequence[Cell]]) -> str:
