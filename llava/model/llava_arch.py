@@ -4,7 +4,7 @@ Videos are pooled; the crops of an image are merged instead (`image_merge.py`).
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -132,15 +132,17 @@ class LlavaMetaForCausalLM:
         return [self._kept_tokens(source, item, config) for source, item in zip(sources, items, strict=True)]
 
     def _features(self, items: Sequence[VisualItem]) -> list[torch.Tensor]:
-        """(frames or crops, tokens, hidden_size) of each item; the tower takes all videos, then all images together."""
-        features: dict[int, torch.Tensor] = {}
-        for pool in (True, False):
-            chosen = [index for index, item in enumerate(items) if (item.modality == "video") == pool]
-            pixels = [items[index].pixels for index in chosen]
-            if pixels:
-                encoded = self.encode_frames(torch.cat(pixels) if len(pixels) > 1 else pixels[0], pool)
-                features |= zip(chosen, encoded.split([len(item) for item in pixels]), strict=True)
-        return [features[index] for index in range(len(items))]
+        """(frames or crops, tokens, hidden_size) of each item.
+
+        The tower takes all images together, which may be of one crop each, but videos one by one: their frames are
+        enough to keep it busy, and need not be copied next to each other.
+        """
+        crops = [item.pixels for item in items if item.modality != "video"]
+        images: Iterator[torch.Tensor] = iter(())
+        if crops:
+            encoded = self.encode_frames(torch.cat(crops) if len(crops) > 1 else crops[0], pool=False)
+            images = iter(encoded.split([len(item) for item in crops]))
+        return [self.encode_frames(item.pixels) if item.modality == "video" else next(images) for item in items]
 
     def _source_tokens(self, item: VisualItem, features: torch.Tensor) -> SourceTokens:
         """What the item would put into the prompt without compression."""

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from llava.token_compression.components import BLOCK_ENTRIES, UNRELATED, connected_components, on_grid
+from llava.token_compression.components import ANYWHERE, BLOCK_ENTRIES, UNRELATED, Window, connected_components, on_grid
 from llava.token_compression.cosine import (
     LOOKUP_COST,
     Scaled,
@@ -53,7 +53,7 @@ class DenseGraphs:
         above = (self._above(first, cosines, threshold) for first, cosines in self._blocks())
         return torch.cat([edges.sum(dim=2, dtype=torch.int32).view(-1) + 1 for edges in above]).long()
 
-    def forest(self, needed: int, sampled: Tensor | None) -> Forest:
+    def forest(self, needed: int, sampled: Tensor | None, window: Window = ANYWHERE) -> Forest:
         """The whole maximum spanning forest of all graphs."""
         forest = []
         for first, cosines in self._blocks():

@@ -160,6 +160,7 @@ class Gathering:
 
     Attributes:
         lowest: rises as more is known.
+        labels: (n,) int64, of vertices that stronger edges join anyway; to be updated from outside.
     """
 
     def __init__(
@@ -174,7 +175,7 @@ class Gathering:
         largest: int,
     ):
         self.lowest = lowest
-        self._vertices, self._exact, self._needed, self._doubt, self._limit = vertices, exact, needed, doubt, limit
+        self.labels, self._exact, self._needed, self._doubt, self._limit = vertices, exact, needed, doubt, limit
         self._capacity = capacity
         self._ends = torch.empty(2, capacity + largest, dtype=torch.int64, device=vertices.device)
         self._weight = torch.empty(capacity + largest, dtype=torch.float64, device=vertices.device)
@@ -196,7 +197,7 @@ class Gathering:
             TooCloseError: too many weights would have to be looked up.
         """
         edges = Edges.cat([self._forest, self._taken()])
-        self._forest = boruvka(self._vertices, exits_among(edges), self._exact, self._limit)
+        self._forest = boruvka(self.labels, exits_among(edges), self._exact, self._limit)
         self.lowest = max(self.lowest, self._forest.weakest(self._needed))
         return self._forest
 
@@ -230,20 +231,24 @@ class Forest:
         edges: all edges of the forest, or its strongest ones.
         vertices: number of vertices.
         exact: looks weights up.
+        joined: (vertices,) int64 labels of vertices joined by stronger edges, which are not among these.
     """
 
-    def __init__(self, edges: Edges, vertices: int, exact: Exact):
+    def __init__(self, edges: Edges, vertices: int, exact: Exact, joined: Tensor | None = None):
         self.vertices = vertices
         self._edges = edges[edges.strongest_first()]
         self._exact = exact
+        self._known: dict[int, float] = {}
+        numbers = torch.arange(vertices, device=edges.u.device)
+        self._joined = numbers if joined is None else joined
+        self._apart = int((self._joined == numbers).sum())
 
     def cut(self, components: int) -> Tensor:
         """Labels (vertices,) int64 of exactly `components` single-linkage clusters."""
-        count = self.vertices - components
+        count = self._apart - components
         if count > 0:
             self._settle_around(count - 1)
-        labels = torch.arange(self.vertices, device=self._edges.u.device)
-        return join(labels, self._edges.u[:count], self._edges.v[:count])
+        return join(self._joined, self._edges.u[:count], self._edges.v[:count])
 
     def thresholds(self, components: int) -> tuple[float, float]:
         """Lowest and highest threshold of a cut: the strongest similarity left out and the weakest one used.
@@ -251,7 +256,7 @@ class Forest:
         From the first up to, but not including, the second, the components of all similarities strictly above the
         threshold are the clusters of the cut. With ties both are equal, and there is no such threshold.
         """
-        count = self.vertices - components
+        count = self._apart - components
         lowest = max(-1.0, self._settle_around(count)) if count < len(self._edges) else -1.0
         highest = max(-1.0, self._settle_around(count - 1)) if count > 0 else 1.0
         return lowest, highest
@@ -259,7 +264,12 @@ class Forest:
     def components_above(self, threshold: float) -> int:
         """Number of components of the graphs whose edges are the similarities strictly above `threshold`."""
         self._settle((self._edges.weight - threshold).abs() <= self._edges.doubt)
-        return self.vertices - int((self._edges.weight > threshold).sum())
+        return self._apart - int((self._edges.weight > threshold).sum())
+
+    def settles(self, components: int, below: float) -> bool:
+        """Whether the edges that decide on the cut at so many components are here, none stronger than `below`."""
+        count = self._apart - components
+        return 0 < count < len(self._edges) and self.thresholds(components)[1] <= below
 
     def _settle_around(self, position: int) -> float:
         """Make sure which edge is the one at `position` in descending order; return its exact weight.
@@ -267,9 +277,11 @@ class Forest:
         The weight found there is off by no more than the largest doubt, and so is any other: an edge more than twice
         that doubt away is on the right side of this position already.
         """
-        weight = self._edges.weight
-        self._settle((weight - weight[position]).abs() <= 2 * self._edges.doubt.max())
-        return float(self._edges.weight[position])
+        if position not in self._known:
+            weight = self._edges.weight
+            self._settle((weight - weight[position]).abs() <= 2 * self._edges.doubt.max())
+            self._known[position] = float(self._edges.weight[position])
+        return self._known[position]
 
     def _settle(self, near: Tensor) -> None:
         unsure = (near & (self._edges.doubt > 0)).nonzero().view(-1)

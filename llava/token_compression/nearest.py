@@ -17,6 +17,9 @@ from llava.token_compression.sketch import Sketch
 FEW = 512
 """Up to so many kept tokens it is faster to compare with all of them than to find out which ones are likely."""
 
+FEW_ENTRIES = 3 * 2**18
+"""The same for so many entries of all kept tokens together."""
+
 ROWS = 256
 """Source tokens at a time for which likely kept tokens are chosen together."""
 
@@ -26,7 +29,8 @@ VECTOR_ENTRIES = 2**22
 
 def nearest(source: Tokens, kept: Tokens, membership: Tensor, rows: Tensor) -> Tensor:
     """What `nearest_plain` in plain.py returns."""
-    return (_among_all if kept.count <= FEW else _among_likely)(source, kept, membership, rows)
+    few = kept.count <= max(FEW, FEW_ENTRIES // kept.dim)
+    return (_among_all if few else _among_likely)(source, kept, membership, rows)
 
 
 def _among_all(source: Tokens, kept: Tokens, membership: Tensor, rows: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import math
 import torch
 from torch import Tensor
 
-from llava.token_compression.components import on_grid
+from llava.token_compression.components import ANYWHERE, Window, on_grid
 from llava.token_compression.cosine import Stored, Tokens, Vectors, pair_cosines
 from llava.token_compression.forest import Edges, Forest, Gathering, TooCloseError, boruvka, completed, exits_among
 from llava.token_compression.gpu import launch
@@ -52,7 +52,7 @@ class TritonGraphs:
         """Degrees as `Graphs` in paths.py says."""
         return self.components(threshold, None)[1]
 
-    def forest(self, needed: int, sampled: Tensor | None) -> SpanningTrees:
+    def forest(self, needed: int, sampled: Tensor | None, window: Window = ANYWHERE) -> SpanningTrees:
         """The maximum spanning trees, of which at least the `needed` strongest edges are there."""
         if not self._unusual:
             with contextlib.suppress(TooCloseError):
