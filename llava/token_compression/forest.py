@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from llava.token_compression.components import UNRELATED, join
+from llava.token_compression.components import ANYWHERE, UNRELATED, Window, join
 
 Exact = Callable[[Tensor, Tensor], Tensor]
 """Looks up the exact weights (k,) float64 of the edges between vertices u and v, (k,) int64 each."""
@@ -152,15 +152,16 @@ class Gathering:
         vertices: (n,) int64, `arange(n)`.
         exact: looks weights up.
         needed: how many edges of the forest are wanted.
-        lowest: no weaker edge is wanted; minus infinity if that is not known yet.
+        window: no edge weaker than the first weight is wanted (minus infinity if that is not known yet); what edges
+            stronger than the second one join is only joined.
         doubt: by how much the weights of the edges to come may be off.
         limit: as for `boruvka`.
         capacity: edges that are collected before they are reduced.
         largest: edges of a part, at most.
 
     Attributes:
-        lowest: rises as more is known.
-        labels: (n,) int64, of vertices that stronger edges join anyway; to be updated from outside.
+        lowest: the first weight of the window; rises as more is known.
+        labels: (n,) int64, of the vertices that edges stronger than the window join.
     """
 
     def __init__(
@@ -168,13 +169,13 @@ class Gathering:
         vertices: Tensor,
         exact: Exact,
         needed: int,
-        lowest: float,
+        window: Window,
         doubt: float,
         limit: int,
         capacity: int,
         largest: int,
     ):
-        self.lowest = lowest
+        self.lowest, self._highest = window
         self.labels, self._exact, self._needed, self._doubt, self._limit = vertices, exact, needed, doubt, limit
         self._capacity = capacity
         self._ends = torch.empty(2, capacity + largest, dtype=torch.int64, device=vertices.device)
@@ -184,6 +185,11 @@ class Gathering:
 
     def add(self, u: Tensor, v: Tensor, weight: Tensor) -> None:
         """Add edges with ends (k,) and (k,) int64 and weights (k,)."""
+        if self._highest < 1:
+            stronger = weight > self._highest + self._doubt
+            self.labels = join(self.labels, u[stronger], v[stronger])
+            apart = (self.labels[u] != self.labels[v]).nonzero().view(-1)
+            u, v, weight = u[apart], v[apart], weight[apart]
         block = slice(self._count, self._count + len(u))
         self._ends[0, block], self._ends[1, block], self._weight[block] = u, v, weight
         self._count += len(u)
@@ -220,6 +226,14 @@ def completed(edges: Edges, vertices: int, graphs: int) -> Edges:
     alone = ((join(numbers, edges.u, edges.v) == numbers) & (numbers % size > 0)).nonzero().view(-1)
     weight = torch.full_like(alone, UNRELATED, dtype=torch.float64)
     return Edges.cat([edges, Edges(alone // size * size, alone, weight, torch.zeros_like(weight))])
+
+
+def forest_within(window: Window, components: int, make: Callable[[Window], "Forest"]) -> "Forest":
+    """The forest that `make` finds in a window of weights, if it can be cut to so many components; else the whole."""
+    forest = make(window)
+    if window == ANYWHERE or forest.settles(components, window[1]):
+        return forest
+    return make(ANYWHERE)
 
 
 class Forest:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from llava.token_compression.components import ANYWHERE, UNRELATED, Window, join, on_grid
 from llava.token_compression.cosine import Tokens, exact_products, exceeding, pair_cosines, products
-from llava.token_compression.forest import Forest, Gathering, TooCloseError, completed
+from llava.token_compression.forest import Forest, Gathering, TooCloseError, completed, forest_within
 from llava.token_compression.sketch import Sketch
 
 ROWS = 128
@@ -152,29 +152,20 @@ class LargeGraph:
     def forest(self, needed: int, sampled: Tensor | None, window: Window = ANYWHERE) -> Forest:
         """A maximum spanning forest, as `Graphs` in paths.py says."""
         try:
-            trees = self._forest(needed, sampled, window, exact=False)
-            if window != ANYWHERE and not trees.settles(self.tokens.count - needed + 1, window[1]):
-                trees = self._forest(needed, sampled, ANYWHERE, exact=False)
-            return trees
+            make = functools.partial(self._forest, needed, sampled, False)
+            return forest_within(window, self.tokens.count - needed + 1, make)
         except TooCloseError:
-            return self._forest(needed, sampled, ANYWHERE, exact=True)
+            return self._forest(needed, sampled, True, ANYWHERE)
 
-    def _forest(self, needed: int, sampled: Tensor | None, window: Window, exact: bool) -> Forest:
-        """Edges stronger than the window are joined as they come; of the others there is a forest."""
+    def _forest(self, needed: int, sampled: Tensor | None, exact: bool, window: Window) -> Forest:
         doubt = 0.0 if exact else self.tokens.doubt
         lowest = self._first_bound(needed, sampled) if window[0] <= -1 else window[0]
-        gathering = self._gathering(needed, lowest, doubt)
+        gathering = self._gathering(needed, (lowest, window[1]), doubt)
         reach = functools.partial(self._reach, lowest=lambda: gathering.lowest)
         for part in self._parts(self._order, reach, sampled):
             cosines = part.cosines(exact)
             i, j = (cosines >= max(-1.0, gathering.lowest) - doubt).nonzero(as_tuple=True)
-            u, v, weight = part.u[i], part.v[j], cosines[i, j]
-            if window[1] < 1:
-                stronger = weight > window[1] + doubt
-                gathering.labels = join(gathering.labels, u[stronger], v[stronger])
-                apart = (gathering.labels[u] != gathering.labels[v]).nonzero().view(-1)
-                u, v, weight = u[apart], v[apart], weight[apart]
-            gathering.add(u, v, weight)
+            gathering.add(part.u[i], part.v[j], cosines[i, j])
         edges = gathering.forest()
         if gathering.lowest < -1 and window == ANYWHERE:
             edges = completed(edges, self.tokens.count, 1)
@@ -182,7 +173,7 @@ class LargeGraph:
 
     def _first_bound(self, needed: int, sampled: Tensor | None) -> float:
         """A weight that the `needed` strongest edges reach, from edges within blocks of rows; -inf if these are few."""
-        gathering = self._gathering(needed, -math.inf, 0.0)
+        gathering = self._gathering(needed, (-math.inf, 1.0), 0.0)
         for u in self._order.split(ROWS):
             cosines = Part(self.tokens, u, u, True, sampled).cosines(exact=False)
             weight, other = cosines.topk(min(NEIGHBOURS, len(u)), dim=1)
@@ -191,10 +182,10 @@ class LargeGraph:
         gathering.forest()
         return gathering.lowest - 2 * self.tokens.doubt
 
-    def _gathering(self, needed: int, lowest: float, doubt: float) -> Gathering:
+    def _gathering(self, needed: int, window: Window, doubt: float) -> Gathering:
         numbers = torch.arange(self.tokens.count, device=self.tokens.device)
         limit = LOOKUPS * self.tokens.count
-        return Gathering(numbers, self._lookup, needed, lowest, doubt, limit, PENDING_EDGES, self._largest_part)
+        return Gathering(numbers, self._lookup, needed, window, doubt, limit, PENDING_EDGES, self._largest_part)
 
     def _edges_above(self, threshold: float, order: Tensor, reach: Reach) -> Iterator[tuple[Tensor, Tensor]]:
         """Ends (k,) and (k,) of the pairs, among those that `reach` allows, whose exact cosine exceeds a threshold.
