@@ -229,7 +229,10 @@ def completed(edges: Edges, vertices: int, graphs: int) -> Edges:
 
 
 def forest_within(window: Window, components: int, make: Callable[[Window], "Forest"]) -> "Forest":
-    """The forest that `make` finds in a window of weights, if it can be cut to so many components; else the whole."""
+    """The forest that `make` finds in a window of weights, if it can be cut to so many components; else the whole.
+
+    Which edges above the window make up the forest is unknown, but not what all of them together join.
+    """
     forest = make(window)
     if window == ANYWHERE or forest.settles(components, window[1]):
         return forest

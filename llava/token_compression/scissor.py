@@ -35,7 +35,8 @@ EXPECTED_CHANGE = 1.5
 """How many times the last gap the temporal threshold is expected to change by, where it is not known better."""
 
 MAX_CUTS = 5
-"""How many outcomes of the spatial step the search looks at; each costs one forest."""
+"""How many outcomes of the spatial step the search looks at; each costs one forest, and the best one a second one if
+it is not the last."""
 
 
 @register("scissor", takes_threshold=True, any_dtype=True)
