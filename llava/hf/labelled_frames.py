@@ -26,7 +26,7 @@ BEFORE_LABEL = 2
 
 
 class LabelledFrames(Family):
-    """See the module. `shapes` gives every frame or tile for itself."""
+    """See the module. `llava.hf.family.Family.shapes` gives every frame or tile for itself."""
 
     features = "get_image_features"
     placeholder = "image_token_id"
