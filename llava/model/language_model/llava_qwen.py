@@ -72,6 +72,7 @@ class LlavaQwenForCausalLM(LlavaGenerationMixin, LlavaMetaForCausalLM, Qwen2ForC
         image_sizes: Sequence[Sequence[int]] | None = None,
         modalities: str | Sequence[str] = "image",
         logits_to_keep: int | torch.Tensor = 0,
+        cache: Any = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Qwen2's forward pass after inserting `images` into the prompt.
@@ -82,9 +83,9 @@ class LlavaQwenForCausalLM(LlavaGenerationMixin, LlavaMetaForCausalLM, Qwen2ForC
         right padding.
 
         `logits_to_keep` is named because generation looks for the name: with it, the vocabulary's logits are computed
-        for the last position of a prompt alone and not for all of its thousands of visual tokens.
+        for the last position of a prompt alone and not for all of its thousands of visual tokens. So is `cache`, the
+        name of `past_key_values` since transformers 5.24.
         """
-        cache = kwargs.pop("cache", None)  # the name since transformers 5.24
         past_key_values = cache if past_key_values is None else past_key_values
         if inputs_embeds is None:
             if input_ids is None:
