@@ -26,7 +26,7 @@ BEFORE_LABEL = 2
 
 
 class LabelledFrames(Family):
-    """See the module. `llava.hf.family.Family.shapes` gives every frame or tile for itself."""
+    """See the module. Every frame or tile is a shape of its own."""
 
     features = "get_image_features"
     placeholder = "image_token_id"
