@@ -36,3 +36,10 @@ def mean_of_joined(vectors: Tensor, slots: Tensor, count: int) -> tuple[Tensor, 
     sizes = torch.bincount(slots[some], minlength=count).unsqueeze(1)
     sums = add_groups(vectors.new_zeros(count, vectors.shape[1]), Stored(vectors[some]), slots[some])
     return sums / sizes.clamp_min(1), sizes
+
+
+def first_members(slots: Tensor, count: int) -> Tensor:
+    """The lowest index (count,) int64 of the tokens of each slot; slots (n,) int64, -1 for none, every other occurs."""
+    index = torch.arange(len(slots), device=slots.device)
+    none = torch.full((count + 1,), len(slots), device=slots.device)
+    return none.scatter_reduce(0, slots + 1, index, "amin")[1:]
