@@ -15,11 +15,16 @@ def most_similar(unit: Tensor, anchors: Tensor) -> Tensor:
         unit: (n, dim) vectors of length 1, or 0: a zero vector has similarity 0 with everything.
         anchors: (k,) int64, the distinct indices of the anchors.
     """
-    targets = unit[anchors].mT
-    rows = max(1, BLOCK_ENTRIES // len(anchors))
-    found = torch.cat([(block @ targets).argmax(dim=1) for block in unit.split(rows)])
+    _, found = highest_products(unit, unit[anchors])
     found[anchors] = torch.arange(len(anchors), device=unit.device)
     return found
+
+
+def highest_products(vectors: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Highest product (n,) of each vector (n, dim) with a target (k, dim), and its index (n,), the first of equals."""
+    rows = max(1, BLOCK_ENTRIES // len(targets))
+    found = [(block @ targets.mT).max(dim=1) for block in vectors.split(rows)]
+    return torch.cat([best.values for best in found]), torch.cat([best.indices for best in found])
 
 
 def mean_of_joined(vectors: Tensor, slots: Tensor, count: int) -> tuple[Tensor, Tensor]:
