@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -141,8 +141,8 @@ def _keep(features: Tensor, config: CompressionConfig, inputs: dict[str, object]
     kept = method.keep(features if method.any_dtype else features.to(precise), config, budget, **inputs)
     if not config.merge:
         return kept, kept.membership
-    merged, assignment = merge(tokens, kept.tokens.to(precise), kept.membership)
-    return Kept(merged, kept.positions, kept.membership, kept.spatial_tokens, kept.similarity_threshold), assignment
+    merged, assignment = merge(tokens, kept.tokens.to(precise), kept.membership, kept.single_is_own)
+    return replace(kept, tokens=merged), assignment
 
 
 def check_shape(features: Tensor) -> None:

@@ -28,6 +28,8 @@ class Kept:
         membership: (frames * tokens_per_frame,) int64, the kept token each source token is part of, -1 for none.
         spatial_tokens: tokens left by a first step within frames, if the method has one.
         similarity_threshold: the threshold that was applied, if the method has one.
+        single_is_own: whether a kept token with one member is that member, so that the final merge need not look where
+            else it belongs; not so where tokens are averaged that are not members.
     """
 
     tokens: Tensor
@@ -35,6 +37,7 @@ class Kept:
     membership: Tensor
     spatial_tokens: int | None = None
     similarity_threshold: float | None = None
+    single_is_own: bool = True
 
 
 @dataclass(frozen=True)
