@@ -16,8 +16,10 @@ import torch
 from torch import Tensor
 
 from llava.errors import ConfigError
-from llava.token_compression.anchors import nearest, others, ranking, slots
+from llava.token_compression.anchors import slots, source_indices, without
+from llava.token_compression.components import normalised
 from llava.token_compression.config import CompressionConfig
+from llava.token_compression.joining import mean_of_joined
 from llava.token_compression.registry import Kept, register
 
 
@@ -44,8 +46,7 @@ def visionzip(
     features: Tensor, config: CompressionConfig, budget: int, vision_attn: Tensor, vision_keys: Tensor
 ) -> Kept:
     """See the module."""
-    frames, tokens_per_frame, _ = features.shape
-    source = torch.arange(frames * tokens_per_frame, device=features.device).view(frames, tokens_per_frame)
+    frames, source = len(features), source_indices(features)
     anchor = torch.full_like(source, -1)
     least, richer = divmod(budget, frames)
     for some, count in ((slice(0, richer), least + 1), (slice(richer, frames), least)):
@@ -54,12 +55,9 @@ def visionzip(
             anchor[some] = torch.where(local >= 0, source[some, :1] + local, -1)
     positions, membership = slots(anchor.view(-1))
     flat = features.flatten(0, 1)
-    sums, counts = others(flat, positions, membership)
+    mean, joined = mean_of_joined(flat, without(membership, positions), budget)
     kept = flat[positions]
-    if config.options.contextual == "sum":
-        kept = kept + sums / counts.clamp_min(1)
-    else:
-        kept = (kept + sums) / (1 + counts)
+    kept = kept + mean if config.options.contextual == "sum" else (kept + joined * mean) / (1 + joined)
     return Kept(kept, positions, membership)
 
 
@@ -67,14 +65,15 @@ def _anchors(attention: Tensor, keys: Tensor, count: int, share: float) -> Tenso
     """For frames that keep `count` tokens each, the anchor (frames, n) of each token within its frame, or -1."""
     contextual = 0 if share == 1 else min(count - 1, max(1, round(count * (1 - share))))
     frames, tokens = attention.shape
-    order = ranking(attention)
+    order = attention.argsort(dim=1, descending=True, stable=True)
     dominant, rest = order[:, : count - contextual], order[:, count - contextual :].sort().values
     anchor = torch.full((frames, tokens), -1, device=attention.device).scatter_(1, dominant, dominant)
     if contextual == 0:
         return anchor
     step = rest.shape[1] // contextual
     targets = rest[:, ::step][:, :contextual]
-    wide = (-1, -1, keys.shape[2])
-    chosen = nearest(keys.gather(1, rest.unsqueeze(2).expand(wide)), keys.gather(1, targets.unsqueeze(2).expand(wide)))
+    unit = normalised(keys)
+    sources, goals = (unit.gather(1, index.unsqueeze(2).expand(-1, -1, keys.shape[2])) for index in (rest, targets))
+    chosen = (sources @ goals.mT).argmax(dim=2)
     anchor.scatter_(1, rest, targets.gather(1, chosen))
     return anchor.scatter_(1, targets, targets)
