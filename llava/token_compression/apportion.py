@@ -18,7 +18,7 @@ def starts(length: int, count: int) -> Tensor:
     return torch.arange(count) * length // count
 
 
-def apportion(weights: Tensor, total: int, lower: int = 0, upper: int | None = None) -> Tensor:
+def apportion(weights: Tensor, total: int, lower: int = 0, upper: Tensor | int | None = None) -> Tensor:
     """Divide `total` in proportion to weights, each share between `lower` and `upper`.
 
     The real shares are `min(max(s w, lower), upper)` for the one scale s at which they add up to the total (Hamilton's
@@ -28,7 +28,7 @@ def apportion(weights: Tensor, total: int, lower: int = 0, upper: int | None = N
     Args:
         weights: (n,) at least 0, finite, on any device.
         total: from n * lower to n * upper.
-        lower, upper: bounds of every share; no upper one by default.
+        lower, upper: bounds of every share; no upper one by default, or (n,) int64 of them.
 
     Returns:
         (n,) int64 on the device of the weights, adding up to `total`.
@@ -36,25 +36,25 @@ def apportion(weights: Tensor, total: int, lower: int = 0, upper: int | None = N
     Raises:
         ValueError: the bounds do not allow that total.
     """
-    count, upper = len(weights), total if upper is None else upper
-    if not count * lower <= total <= count * upper:
+    count, bounds = len(weights), torch.as_tensor(total if upper is None else upper).cpu().expand(len(weights))
+    if not count * lower <= total <= int(bounds.sum()):
         raise ValueError(f"{total} cannot be divided into {count} shares from {lower} to {upper}.")
-    shares = _bounded(weights.double().cpu(), total, lower, upper).mul_(STEPS).round_().div_(STEPS)
+    shares = _bounded(weights.double().cpu(), total, lower, bounds).mul_(STEPS).round_().div_(STEPS)
     whole = shares.floor()
     order = (shares - whole).argsort(descending=True, stable=True)
     whole[order[: total - int(whole.sum())]] += 1
     return whole.long().to(weights.device)
 
 
-def _bounded(weights: Tensor, total: int, lower: int, upper: int) -> Tensor:
+def _bounded(weights: Tensor, total: int, lower: int, upper: Tensor) -> Tensor:
     """The real shares. Each round fixes those beyond the bound that is violated by more, which hold for good."""
     shares, free = torch.zeros_like(weights), torch.ones_like(weights, dtype=torch.bool)
     while free.any():
         own = weights[free] if weights[free].sum() > 0 else torch.ones_like(weights[free])
         scaled = (total - shares[~free].sum()) * (own / own.sum())
-        below, above = (lower - scaled).clamp_min(0), (scaled - upper).clamp_min(0)
+        below, above = (lower - scaled).clamp_min(0), (scaled - upper[free]).clamp_min(0)
         fixed = below > 0 if below.sum() >= above.sum() else above > 0
-        shares[free] = torch.where(fixed, scaled.clamp(lower, upper), scaled)
+        shares[free] = torch.where(fixed, torch.minimum(scaled.clamp_min(lower), upper[free]), scaled)
         if not fixed.any():
             break
         free[free.nonzero().view(-1)[fixed]] = False

@@ -47,7 +47,7 @@ class Method:
     Attributes:
         keep: called as `keep(features, config, budget, **inputs)` with features (frames, tokens_per_frame, dim),
             finite, and the exact number of tokens to keep, or None if the configuration gives a threshold.
-        inputs: names of the further inputs that it needs.
+        inputs: names of the further inputs that it needs, with its default options.
         takes_threshold: whether `similarity_threshold` means something to it.
         any_dtype: whether it takes features of any floating dtype, and converts blocks of them as it goes; if not, it
             gets them in float32, or float64 if they are.
@@ -62,6 +62,10 @@ class Method:
     any_dtype: bool
     options: type | None = None
     merge: bool = True
+
+    def needed(self, options: object) -> tuple[str, ...]:
+        """Names of the further inputs under these options, whose class has an attribute `inputs` where they matter."""
+        return getattr(options, "inputs", self.inputs)
 
 
 _methods: dict[str, Method] = {}

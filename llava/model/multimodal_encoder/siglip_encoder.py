@@ -10,6 +10,7 @@ from transformers.models.siglip.modeling_siglip import SiglipEncoder, SiglipPreT
 from llava.errors import CheckpointError, UserError
 from llava.model.error_text import one_line
 from llava.model.multimodal_encoder.image_processor import SigLipImageProcessor
+from llava.model.multimodal_encoder.signals import observe
 
 PUBLISHED_TOWERS: dict[str, dict[str, Any]] = {
     "google/siglip-so400m-patch14-384": {
@@ -114,6 +115,18 @@ class SigLipVisionTower(nn.Module):
         """
         self.check_pixels(images)
         return self.vision_tower(images.to(device=self.device, dtype=self.dtype)).to(images.dtype)
+
+    def observe(self, images: torch.Tensor, names: tuple[str, ...]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Encode a batch of frames and tell about its patches.
+
+        Args:
+            images: as `forward` takes them.
+            names: of signals.py, none or more.
+
+        Returns:
+            What `forward` returns, and each signal by its name, float32 on the tower's device.
+        """
+        return observe(self.vision_tower.vision_model.encoder.layers[-1], names, lambda: self(images))
 
     def check_pixels(self, images: torch.Tensor) -> None:
         """Refuse anything but (frames, 3, image_size, image_size) of floating dtype with a UserError."""
