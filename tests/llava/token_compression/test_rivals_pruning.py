@@ -63,6 +63,29 @@ def test_vidcom2_gives_like_frames_like_shares_and_an_unlike_one_more():
 
 
 @pytest.mark.parametrize("score", ["gauss_lowvar", "cosine"])
+def test_vidcom2_keeps_what_is_least_like_both_means_in_float64(score):
+    features = noise(4, 9).double() + 1
+    quiet = features.var(dim=(0, 1)).argsort()[:4].sort().values
+    some = features[..., quiet] if score == "gauss_lowvar" else features
+    unit = some / some.norm(dim=-1, keepdim=True)
+
+    def likeness(x, tokens, raw):
+        if score == "cosine":
+            return cosine(x, raw.mean(0))
+        square = float((x - tokens.mean(0)).square().sum())
+        return sum(math.exp(-square / (2 * a)) for a in (0.125, 0.25, 0.5, 1, 2))
+
+    expected, shares = [], counts(features, "vidcom2", 13, score=score)
+    for frame, share in enumerate(shares):
+        scores = [
+            likeness(x, unit.view(36, -1), some.view(36, -1)) + likeness(x, unit[frame], some[frame])
+            for x in unit[frame]
+        ]
+        expected += [9 * frame + token for token in sorted(sorted(range(9), key=scores.__getitem__)[:share])]
+    assert positions(features, "vidcom2", 13, score=score) == expected
+
+
+@pytest.mark.parametrize("score", ["gauss_lowvar", "cosine"])
 def test_vidcom2_follows_frames_wherever_they_are(score):
     features, order = noise(5, 16), torch.tensor([3, 0, 4, 1, 2])
     expected = torch.tensor(counts(features, "vidcom2", 31, score=score))[order]
@@ -109,17 +132,19 @@ def test_dycoke_counts_are_the_published_ones():
     """F = 32, N = 196, int(0.3 * 196) = 58 tokens of each thinned frame: 3098 tokens, 9 frames whole."""
     features = noise(32, 196, dim=2)
     assert counts(features, "dycoke_ttm", 3098) == [196 if frame % 4 == 0 or frame == 30 else 58 for frame in range(32)]
+    later = counts(noise(33, 196, dim=2), "dycoke_ttm", 9 * 196 + 24 * 58)  # the loop reaches frame 30 of 33
+    assert later == [196 if frame % 4 == 0 else 58 for frame in range(33)]
     without = counts(features, "dycoke_ttm", 8 * 196 + 24 * 58, tail_bug=False)
     assert without == [196 if frame % 4 == 0 else 58 for frame in range(32)]
 
 
 def test_dycoke_keeps_what_changed_since_the_frame_that_it_compares_with():
     features = noise(1, 5).expand(8, 5, 8).clone()
-    features[1, 2] *= -1  # unlike frame 0
-    features[2:4, 1] *= -1  # frame 2 is unlike frame 0, and frame 3 like frame 2
+    features[1:4, 2] *= -1  # frames 1 and 2 are unlike frame 0 here, and frame 3 is like frame 2
+    features[1, 0, 0] += 1  # the only place where frame 2 is unlike frame 1
     features[3, 4] *= -1
     kept = positions(features, "dycoke_ttm", 10 + 6, tail_bug=False)
-    assert {5 + 2, 10 + 1, 15 + 4} <= set(kept)
+    assert {5 + 2, 10 + 2, 15 + 4} <= set(kept)
     assert counts(features, "dycoke_ttm", 16, tail_bug=False) == [5, 1, 1, 1, 5, 1, 1, 1]
 
 
