@@ -16,7 +16,7 @@ from llava.instrument import stage
 from llava.model.image_merge import merge_crops
 from llava.model.items import Images, VisualItem, visual_items
 from llava.model.multimodal_encoder.siglip_encoder import SigLipVisionTower
-from llava.model.multimodal_encoder.signals import as_input, needed_signals
+from llava.model.multimodal_encoder.signals import PER_FRAME, as_input, needed_signals
 from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.model.newlines import SourceTokens, VisualTokens, insert_newlines, newline_period
 from llava.model.pooling import pool_2x2
@@ -101,8 +101,8 @@ class LlavaMetaForCausalLM:
         Args:
             frames: (frames, 3, side, side) pixels, any device and float dtype.
             pool: videos are pooled, images are not.
-            signals: by their name in `multimodal_encoder/signals.py`, lists to which the (frames, tokens, channels) of
-                each chunk is added, pooled as the features are.
+            signals: by their name in `multimodal_encoder/signals.py`, lists to which the (frames, tokens, channels) or
+                (frames, channels) of each chunk is added, pooled as the features are.
 
         Returns:
             (frames, tokens, hidden_size) on the model's device and in its dtype.
@@ -123,7 +123,7 @@ class LlavaMetaForCausalLM:
                 encoded.append(pool_2x2(projected, mode) if pool else projected)
                 for name, signal in seen.items():
                     signal = signal.to(weight.device)
-                    signals[name].append(pool_2x2(signal, mode) if pool else signal)
+                    signals[name].append(pool_2x2(signal, mode) if pool and name not in PER_FRAME else signal)
         return torch.cat(encoded)
 
     def encode_images(self, items: Sequence[VisualItem]) -> list[VisualTokens]:
@@ -192,9 +192,12 @@ class LlavaMetaForCausalLM:
         tokens = source.tokens.flatten(0, 1)
         positions = torch.arange(len(tokens), device=tokens.device)
         if compression is not None:
-            inputs = {
-                name: as_input(name, self._source_tokens(item, signal).tokens) for name, signal in signals.items()
-            }
+            inputs = {}
+            for name, signal in signals.items():
+                if name in PER_FRAME:
+                    inputs[name] = signal[: len(source.tokens)]  # the whole image comes before its crops
+                else:
+                    inputs[name] = as_input(name, self._source_tokens(item, signal).tokens)
             result = compress(source.tokens, compression, **inputs)
             tokens, positions = result.tokens, result.positions
         return insert_newlines(tokens, positions, source, newline)

@@ -1,5 +1,5 @@
 """A video is cut into windows in which many places do not change, so that one mean per place saves most tokens; what
-moves is kept by the attention that it receives, and the means are clustered. This is the part before the language model.
+moves is kept by the attention that it receives, and the means are clustered (the part before the language model).
 
 Source: HoliTom, arXiv 2505.21334.
 Cost: O(F N^2 D + F^2) operations, O(T D + F N^2 + F^2) memory.

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import SiglipVisionModel
+from transformers.models.siglip.modeling_siglip import SiglipMultiheadAttentionPoolingHead
 
-from llava.errors import ConfigError
+from llava.errors import CheckpointError, ConfigError
 from llava.model.items import VisualItem
 from llava.model.multimodal_encoder import signals
 from llava.model.pooling import pool_2x2
@@ -12,8 +14,28 @@ from llava.token_compression import compress, compression, register
 from llava.token_compression.registry import _methods
 from llava.token_compression.selection import select
 
-METHODS = ["visionzip", "holitom"]
+METHODS = ["visionzip", "holitom", "fastvid"]
 PROMPT = torch.tensor([[5, 6, -200, 7, 8]])
+
+
+@pytest.fixture(scope="module")
+def siglip(make_llava, tmp_path_factory):
+    """A folder with the pooling head of a tower of the tiny model's size, as SigLIP's checkpoint holds it."""
+    folder, config = tmp_path_factory.mktemp("siglip"), make_llava().get_vision_tower().config
+    torch.manual_seed(1)
+    head = SiglipMultiheadAttentionPoolingHead(config)
+    for weight in head.parameters():
+        torch.nn.init.normal_(weight, std=0.5)
+    weights = {f"vision_model.head.{name}": weight for name, weight in head.state_dict().items()}
+    save_file({**weights, "text_model.head.weight": torch.zeros(1)}, folder / "model.safetensors")
+    return folder
+
+
+@pytest.fixture
+def with_head(llava, siglip):
+    """A tiny model whose tower has its pooling head."""
+    llava.get_vision_tower().load_pooling_head(siglip)
+    return llava
 
 
 def eager_attention(tower, pixels):
@@ -51,8 +73,40 @@ def test_keys_are_those_of_the_last_layer_kept(llava, make_video):
     torch.testing.assert_close(seen["vision_keys"], caught[0].view(2, 16, 2, 8).mean(dim=2))
 
 
+def test_the_pooling_head_is_that_of_transformers(with_head, make_video):
+    tower = with_head.get_vision_tower()
+    features, seen = tower.observe(make_video(3), ("map_attn", "map_embed"))
+    normalised = tower.vision_tower.vision_model.post_layernorm(features)
+    torch.testing.assert_close(seen["map_embed"], tower.pooling_head(normalised))
+    torch.testing.assert_close(seen["map_attn"].sum(dim=1), torch.ones(3, 1))
+    before = seen["map_attn"]
+    assert before.std() > 1e-3
+    with torch.no_grad():  # a patch that the values, but not the keys see twice as large counts as before
+        width = tower.hidden_size
+        tower.pooling_head.attention.in_proj_weight[2 * width :] *= 2
+    torch.testing.assert_close(tower.observe(make_video(3), ("map_attn",))[1]["map_attn"], before)
+
+
+def test_a_head_that_is_missing_or_of_another_tower_is_named(llava, make_llava, make_video, siglip, tmp_path):
+    with (
+        compression(llava, method="fastvid", retention_ratio=0.5),
+        pytest.raises(ConfigError, match=r"needs map_attn and map_embed of .*vision_model\.head.*load_pooling_head"),
+    ):
+        llava.encode_images([VisualItem(make_video(2), "video")])
+    options = {"signals": "vision_attn"}
+    with compression(llava, method="fastvid", retention_ratio=0.5, options=options):
+        assert len(llava.encode_images([VisualItem(make_video(2), "video")])[0].embeds) == 5
+    with pytest.raises(CheckpointError, match="model.safetensors does not hold the pooling head"):
+        llava.get_vision_tower().load_pooling_head(tmp_path)
+    other = make_llava(
+        mm_hidden_size=32, vision_config={**llava.config.vision_config, "hidden_size": 32, "num_attention_heads": 4}
+    )
+    with pytest.raises(CheckpointError, match="does not hold the pooling head of this vision tower"):
+        other.get_vision_tower().load_pooling_head(siglip)
+
+
 def test_nothing_is_computed_or_left_behind_unless_asked_for(llava, make_video, monkeypatch):
-    monkeypatch.setattr(signals, "SIGNALS", {})
+    monkeypatch.setattr(signals, "LAYER", {})
     layer = llava.get_vision_tower().vision_tower.vision_model.encoder.layers[-1]
     with compression(llava, retention_ratio=0.5):
         llava.generate(PROMPT, images=[make_video(2)], modalities=["video"], max_new_tokens=1)
@@ -73,8 +127,8 @@ def test_signals_are_pooled_and_chunked_as_the_features_are(llava, make_video, m
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_model_answers_with_exactly_as_many_tokens(llava, make_video, method):
-    pixels = make_video(6)
+def test_a_model_answers_with_exactly_as_many_tokens(with_head, make_video, method):
+    llava, pixels = with_head, make_video(6)
     with compression(llava, method=method, retention_ratio=0.25) as config:
         (item,) = llava.encode_images([VisualItem(pixels, "video")])
         answer = llava.generate(PROMPT, images=[pixels], modalities=["video"], max_new_tokens=3, do_sample=False)
@@ -90,9 +144,10 @@ def test_a_model_answers_with_exactly_as_many_tokens(llava, make_video, method):
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("images", [False, True])
-def test_videos_and_images_of_one_batch(make_llava, make_video, method, images):
+def test_videos_and_images_of_one_batch(make_llava, make_video, siglip, method, images):
     model = make_llava(mm_patch_merge_type="spatial_unpad", image_aspect_ratio="anyres_max_9",
                        image_grid_pinpoints=[[32, 64], [64, 32], [64, 64]])  # fmt: skip
+    model.get_vision_tower().load_pooling_head(siglip)
     items = [
         VisualItem(make_video(4), "video"),
         VisualItem(make_video(1, 1), "image"),

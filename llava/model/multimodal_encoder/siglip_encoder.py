@@ -1,11 +1,18 @@
 """SigLIP as LLaVA uses it: without the last encoder layer, the final layer norm and the pooling head."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import SiglipVisionConfig
-from transformers.models.siglip.modeling_siglip import SiglipEncoder, SiglipPreTrainedModel, SiglipVisionEmbeddings
+from transformers.models.siglip.modeling_siglip import (
+    SiglipEncoder,
+    SiglipMultiheadAttentionPoolingHead,
+    SiglipPreTrainedModel,
+    SiglipVisionEmbeddings,
+)
 
 from llava.errors import CheckpointError, UserError
 from llava.model.error_text import one_line
@@ -84,6 +91,7 @@ class SigLipVisionTower(nn.Module):
     Attributes:
         is_loaded: always true; scripts written for LLaVA-NeXT load a tower that is not.
         image_processor: turns frames into this tower's pixel tensor.
+        pooling_head: SigLIP's own head, once it has been loaded.
         num_patches_per_side, num_patches: patch grid of one frame.
         hidden_size: width of the features.
     """
@@ -100,6 +108,7 @@ class SigLipVisionTower(nn.Module):
         self.hidden_size = vision_config.hidden_size
         self.num_patches_per_side = vision_config.image_size // vision_config.patch_size
         self.num_patches = self.num_patches_per_side**2
+        self.pooling_head: SiglipMultiheadAttentionPoolingHead | None = None
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Encode a batch of frames.
@@ -126,7 +135,29 @@ class SigLipVisionTower(nn.Module):
         Returns:
             What `forward` returns, and each signal by its name, float32 on the tower's device.
         """
-        return observe(self.vision_tower.vision_model.encoder.layers[-1], names, lambda: self(images))
+        return observe(self, images, names)
+
+    def load_pooling_head(self, folder: str | Path) -> None:
+        """Give the tower the head that SigLIP has and LLaVA drops, for methods that need `map_attn` or `map_embed`.
+
+        Args:
+            folder: of a SigLIP checkpoint of this size (model.safetensors).
+
+        Raises:
+            CheckpointError: the file is missing or damaged, or does not hold this tower's head.
+        """
+        path, prefix = Path(folder) / "model.safetensors", "vision_model.head."
+        try:
+            with safe_open(path, framework="pt") as file:
+                weights = {name.partition(prefix)[2]: file.get_tensor(name) for name in file.keys() if prefix in name}
+            head = SiglipMultiheadAttentionPoolingHead(self.config)
+            head.load_state_dict(weights)
+        except (OSError, SafetensorError, RuntimeError) as error:
+            raise CheckpointError(
+                f"{path} does not hold the pooling head of this vision tower ({prefix}*, width {self.hidden_size}): "
+                f"{one_line(error)}"
+            ) from error
+        self.pooling_head = head.to(self.device, self.dtype).eval()
 
     def check_pixels(self, images: torch.Tensor) -> None:
         """Refuse anything but (frames, 3, image_size, image_size) of floating dtype with a UserError."""

@@ -3,17 +3,21 @@
     vision_attn     (frames, patches, 1) attention that each patch receives: the mean over heads and queries of
                     softmax(Q K^T / sqrt(head_dim)); sums to 1 over the patches of a frame
     vision_keys     (frames, patches, head_dim) mean over heads of the keys, biases included
+    map_attn        (frames, patches, 1) attention of SigLIP's pooling head, the mean over heads
+    map_embed       (frames, width) the embedding of the frame that this head makes of its patches
 
-Both belong to the last layer that the tower keeps, and are float32. They are computed from that layer's input, beside
-the tower's own pass, in blocks of queries: no layer has to give up its fused attention, and the attention matrix
-(16 heads x 729 x 729 per frame, 34 MB) is never held for more than a block.
+The first two belong to the last layer that the tower keeps. They are computed from that layer's input, beside the
+tower's own pass, in blocks of queries: no layer has to give up its fused attention, and the attention matrix (16 heads
+x 729 x 729 per frame, 34 MB) is never held for more than a block. The head is applied to the tower's features after
+SigLIP's last layer norm; LLaVA drops it, so that it has to be given back (`SigLipVisionTower.load_pooling_head`). All
+are float32.
 """
 
 import threading
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from llava.errors import ConfigError
 from llava.token_compression import CompressionConfig
@@ -22,9 +26,13 @@ from llava.token_compression.registry import get_method
 BLOCK_ENTRIES = 2**24
 """Entries of the attention matrices of one block of queries: 64 MB of float32."""
 
+HEAD = ("map_attn", "map_embed")
+PER_FRAME = ("map_embed",)
+"""Signals that have no patches."""
+
 
 def received_attention(layer: Any, hidden: Tensor) -> Tensor:
-    """The signal `vision_attn` (frames, patches, 1) of an encoder layer, given its input (frames, patches, width)."""
+    """The signal `vision_attn` of an encoder layer, given its input (frames, patches, width)."""
     attention = layer.self_attn
     normalised = layer.layer_norm1(hidden)
     queries = _heads(attention.q_proj(normalised), attention.num_heads)
@@ -42,8 +50,16 @@ def mean_keys(layer: Any, hidden: Tensor) -> Tensor:
     return _heads(attention.k_proj(layer.layer_norm1(hidden)), attention.num_heads).mean(dim=1)
 
 
-SIGNALS: dict[str, Callable[[Any, Tensor], Tensor]] = {"vision_attn": received_attention, "vision_keys": mean_keys}
-"""From an encoder layer and its input to a signal (frames, patches, channels)."""
+LAYER: dict[str, Callable[[Any, Tensor], Tensor]] = {"vision_attn": received_attention, "vision_keys": mean_keys}
+"""From an encoder layer and its input to a signal."""
+
+
+def pooled_signals(vision_model: Any, head: Any, features: Tensor) -> dict[str, Tensor]:
+    """The signals of the pooling head, given the tower's features (frames, patches, width)."""
+    tokens = vision_model.post_layernorm(features.to(head.probe))
+    embed, weights = head.attention(head.probe.expand(len(tokens), -1, -1), tokens, tokens)
+    embed = embed + head.mlp(head.layernorm(embed))
+    return {"map_attn": weights[:, 0].float().unsqueeze(-1), "map_embed": embed[:, 0].float()}
 
 
 def needed_signals(config: CompressionConfig | None) -> tuple[str, ...]:
@@ -56,45 +72,55 @@ def needed_signals(config: CompressionConfig | None) -> tuple[str, ...]:
         return ()
     needed = get_method(config.method).needed(config.options)
     for name in needed:
-        if name not in SIGNALS:
+        if name not in LAYER and name not in HEAD:
             raise ConfigError(
                 f"Method {config.method!r} needs the input {name!r}, which a model does not compute (it computes "
-                f"{', '.join(SIGNALS)}); call compress(features, config, {name}=...) yourself."
+                f"{', '.join((*LAYER, *HEAD))}); call compress(features, config, {name}=...) yourself."
             )
     return needed
 
 
 def as_input(name: str, signal: Tensor) -> Tensor:
     """From (frames, tokens, channels) to the shape that llava/token_compression/inputs.py states."""
-    return signal[..., 0] if name == "vision_attn" else signal
+    return signal[..., 0] if name in ("vision_attn", "map_attn") else signal
 
 
-def observe(layer: nn.Module, names: tuple[str, ...], run: Callable[[], Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-    """Run a tower, and compute signals from the input that one of its layers gets meanwhile.
-
-    Args:
-        layer: the encoder layer.
-        names: keys of `SIGNALS`.
-        run: calls the tower; the layer must be called once in it, by the calling thread.
+def observe(tower: Any, images: Tensor, names: tuple[str, ...]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Run a `SigLipVisionTower`, and compute signals on the way.
 
     Returns:
-        What `run` returns, and each signal.
+        The tower's features, and each signal by its name.
+
+    Raises:
+        ConfigError: signals of the pooling head, and the tower has none.
     """
     if not names:
-        return run(), {}
-    thread, inputs = threading.get_ident(), []
+        return tower(images), {}
+    if tower.pooling_head is None and any(name in HEAD for name in names):
+        raise ConfigError(
+            f"The compression method needs {' and '.join(name for name in names if name in HEAD)} of SigLIP's pooling "
+            "head (vision_model.head), which LLaVA's checkpoints leave out; load it with "
+            "model.get_vision_tower().load_pooling_head(folder of the SigLIP checkpoint), or set the method's "
+            "options so that it needs none."
+        )
+    vision_model = tower.vision_tower.vision_model
+    layer, thread = vision_model.encoder.layers[-1], threading.get_ident()
+    inputs: list[Tensor] = []
 
-    def keep(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+    def keep(module: Any, arguments: tuple[Tensor, ...]) -> None:
         if threading.get_ident() == thread:
             inputs.append(arguments[0])
 
     handle = layer.register_forward_pre_hook(keep)
     try:
-        features = run()
+        features = tower(images)
     finally:
         handle.remove()
-    (hidden,) = inputs
-    return features, {name: SIGNALS[name](layer, hidden) for name in names}
+    seen = {name: LAYER[name](layer, inputs[0]) for name in names if name in LAYER}
+    if tower.pooling_head is not None and any(name in HEAD for name in names):
+        pooled = pooled_signals(vision_model, tower.pooling_head, features)
+        seen |= {name: pooled[name] for name in names if name in HEAD}
+    return features, seen
 
 
 def _heads(projected: Tensor, heads: int) -> Tensor:

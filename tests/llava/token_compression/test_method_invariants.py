@@ -20,6 +20,9 @@ CASES: dict[str, dict[str, object]] = {
     "visionzip": {},
     "holitom": {},
     "holitom clustered": {"clustered_share": 0.5, "tau": 0.3},
+    "fastvid": {"least_segments": 2, "tau": 0.5},
+    "fastvid as for LLaVA-Video": {"sources": "not anchors"},
+    "fastvid without the head": {"signals": "vision_attn", "least_segments": 1},
 }
 """Options of methods; what follows a method's name tells them apart."""
 
