@@ -96,7 +96,7 @@ def test_a_head_that_is_missing_or_of_another_tower_is_named(llava, make_llava, 
     options = {"signals": "vision_attn"}
     with compression(llava, method="fastvid", retention_ratio=0.5, options=options):
         assert len(llava.encode_images([VisualItem(make_video(2), "video")])[0].embeds) == 5
-    with pytest.raises(CheckpointError, match="model.safetensors does not hold the pooling head"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors does not hold the pooling head"):
         llava.get_vision_tower().load_pooling_head(tmp_path)
     other = make_llava(
         mm_hidden_size=32, vision_config={**llava.config.vision_config, "hidden_size": 32, "num_attention_heads": 4}

@@ -149,7 +149,8 @@ class SigLipVisionTower(nn.Module):
         path, prefix = Path(folder) / "model.safetensors", "vision_model.head."
         try:
             with safe_open(path, framework="pt") as file:
-                weights = {name.partition(prefix)[2]: file.get_tensor(name) for name in file.keys() if prefix in name}
+                names = [name for name in file.keys() if prefix in name]  # noqa: SIM118 - it is no mapping
+                weights = {name.partition(prefix)[2]: file.get_tensor(name) for name in names}
             head = SiglipMultiheadAttentionPoolingHead(self.config)
             head.load_state_dict(weights)
         except (OSError, SafetensorError, RuntimeError) as error:
