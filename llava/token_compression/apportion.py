@@ -1,10 +1,21 @@
-"""Whole shares of a budget: largest-remainder rounding within bounds."""
+"""Whole shares of a budget: equal ones, spread out, and in proportion to weights within bounds."""
 
 import torch
 from torch import Tensor
 
 STEPS = 2**20
 """Shares are compared in steps of one part in so many, so that rounding errors break no ties."""
+
+
+def equal_shares(total: int, count: int) -> Tensor:
+    """Shares (count,) int64 of a total that differ by at most one, the larger ones spread out evenly; on the CPU."""
+    bounds = torch.arange(count + 1) * total // count
+    return bounds.diff()
+
+
+def starts(length: int, count: int) -> Tensor:
+    """Where (count,) int64 each of `count` nearly equal parts of a length starts; distinct if count <= length."""
+    return torch.arange(count) * length // count
 
 
 def apportion(weights: Tensor, total: int, lower: int = 0, upper: Tensor | int | None = None) -> Tensor:

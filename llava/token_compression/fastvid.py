@@ -18,7 +18,7 @@ from torch import Tensor
 
 from llava.errors import ConfigError
 from llava.token_compression.anchors import slots, source_indices
-from llava.token_compression.apportion import apportion
+from llava.token_compression.apportion import apportion, equal_shares
 from llava.token_compression.components import normalised
 from llava.token_compression.config import CompressionConfig
 from llava.token_compression.dpc_knn import density_peaks, distances, first_of
@@ -131,7 +131,7 @@ def shares(lengths: list[int], tokens: int, budget: int, options: FastVidOptions
         Two (frames,) int64 tensors on the CPU that add up to the budget.
     """
     frames = sum(lengths)
-    total = apportion(torch.ones(frames), budget)
+    total = equal_shares(budget, frames)
     merged = (total * options.merged_share).long()
     salient, anchors = total - merged, torch.zeros(frames, dtype=torch.int64)
     start = 0
@@ -141,7 +141,7 @@ def shares(lengths: list[int], tokens: int, budget: int, options: FastVidOptions
         room = tokens - salient[own]
         wanted = int(merged[own].sum())
         held = min(wanted, int(room[is_anchor].sum()))
-        anchors[own][is_anchor] = apportion(torch.ones(int(is_anchor.sum())), held, upper=room[is_anchor])
+        anchors[own][is_anchor] = apportion(is_anchor[is_anchor], held, upper=room[is_anchor])
         if wanted > held:
             others = room[~is_anchor]
             salient[own][~is_anchor] += apportion(torch.ones(len(others)), wanted - held, upper=others)

@@ -15,11 +15,16 @@ def most_similar(unit: Tensor, anchors: Tensor) -> Tensor:
         unit: (n, dim) vectors of length 1, or 0: a zero vector has similarity 0 with everything.
         anchors: (k,) int64, the distinct indices of the anchors.
     """
-    targets = unit[anchors].mT
-    rows = max(1, BLOCK_ENTRIES // len(anchors))
-    found = torch.cat([(block @ targets).argmax(dim=1) for block in unit.split(rows)])
+    _, found = highest_products(unit, unit[anchors])
     found[anchors] = torch.arange(len(anchors), device=unit.device)
     return found
+
+
+def highest_products(vectors: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Highest product (n,) of each vector (n, dim) with a target (k, dim), and its index (n,), the first of equals."""
+    rows = max(1, BLOCK_ENTRIES // len(targets))
+    found = [(block @ targets.mT).max(dim=1) for block in vectors.split(rows)]
+    return torch.cat([best.values for best in found]), torch.cat([best.indices for best in found])
 
 
 def mean_of_joined(vectors: Tensor, slots: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -36,3 +41,10 @@ def mean_of_joined(vectors: Tensor, slots: Tensor, count: int) -> tuple[Tensor, 
     sizes = torch.bincount(slots[some], minlength=count).unsqueeze(1)
     sums = add_groups(vectors.new_zeros(count, vectors.shape[1]), Stored(vectors[some]), slots[some])
     return sums / sizes.clamp_min(1), sizes
+
+
+def first_members(slots: Tensor, count: int) -> Tensor:
+    """The lowest index (count,) int64 of the tokens of each slot; slots (n,) int64, -1 for none, every other occurs."""
+    index = torch.arange(len(slots), device=slots.device)
+    none = torch.full((count + 1,), len(slots), device=slots.device)
+    return none.scatter_reduce(0, slots + 1, index, "amin")[1:]

@@ -14,7 +14,7 @@ from llava.token_compression import compress, compression, register
 from llava.token_compression.registry import _methods
 from llava.token_compression.selection import select
 
-METHODS = ["visionzip", "holitom", "fastvid"]
+METHODS = ["visionzip", "holitom", "fastvid", "flashvid"]
 PROMPT = torch.tensor([[5, 6, -200, 7, 8]])
 
 

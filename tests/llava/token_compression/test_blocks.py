@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llava.errors import ConfigError
-from llava.token_compression.apportion import apportion
+from llava.token_compression.apportion import apportion, equal_shares, starts
 from llava.token_compression.components import normalised
 from llava.token_compression.grid import GridOptions
 from llava.token_compression.joining import mean_of_joined, most_similar
@@ -139,3 +139,14 @@ def test_means_of_joined():
     means, sizes = mean_of_joined(vectors, torch.tensor([2, -1, 0, 2]), 3)
     assert means.tolist() == [[5, 6], [0, 0], [4, 5]]
     assert sizes.tolist() == [[1], [0], [2]]
+
+
+@given(st.integers(0, 200), st.integers(1, 40))
+def test_equal_shares_and_starts(total, count):
+    shares = equal_shares(total, count)
+    assert shares.sum() == total
+    assert shares.max() - shares.min() <= 1
+    if count <= total:
+        assert torch.equal(starts(total, count), shares.cumsum(0) - shares)
+        assert (starts(total, count).diff() > 0).all()
+    assert equal_shares(3, 9).tolist() == [0, 0, 1] * 3
