@@ -5,7 +5,8 @@ Source: FlashVID, arXiv 2602.08024.
 Cost: O(F N^2 D + K N) operations, O(T D + F N^2) memory.
 
 What differs: the budget is met exactly, spread evenly over the frames. What a segment has for clusters is divided among
-its frames in proportion to their roots, one at least as long as there are enough, where published code rounds each up. The published enlargement by 1.25, which a later pruning inside the language model takes back, is left out.
+its frames in proportion to their roots, one at least as long as there are enough, where published code rounds each
+up. The published enlargement by 1.25, which a later pruning inside the language model takes back, is left out.
 """
 
 from dataclasses import dataclass

@@ -14,7 +14,7 @@ from llava.token_compression import compress, compression, register
 from llava.token_compression.registry import _methods
 from llava.token_compression.selection import select
 
-METHODS = ["visionzip", "holitom", "fastvid", "flashvid"]
+METHODS = ["visionzip", "holitom", "fastvid", "flashvid", "prunevid"]
 PROMPT = torch.tensor([[5, 6, -200, 7, 8]])
 
 

@@ -25,6 +25,8 @@ CASES: dict[str, dict[str, object]] = {
     "flashvid": {},
     "flashvid by its paper": {"tree_mean": "exact", "lone_frames": "others", "tree_tau": 0.3, "least_segments": 1},
     "flashvid clusters alone": {"selected_share": 0.0, "relevance": False, "tree_tau": -1.0, "least_segments": 2},
+    "prunevid": {},
+    "prunevid with few still places": {"tau": 0.0, "segment_share": 0.5},
     "fastvid without the head": {"signals": "vision_attn", "least_segments": 1},
 }
 """Options of methods; what follows a method's name tells them apart."""
