@@ -117,13 +117,16 @@ class LlavaMetaForCausalLM:
         encoded = []
         for chunk in frames.split(max(1, PATCHES_PER_CHUNK // tower.num_patches)):
             with stage("vision_tower", tower.device):
-                features, seen = tower.observe(chunk.to(tower.device), tuple(signals))
+                pixels = chunk.to(tower.device)
+                features, layer_input = tower.observe(pixels) if signals else (tower(pixels), None)
             with stage("projector", weight.device):
                 projected = projector(features.to(weight))  # (chunk, patches, hidden)
                 encoded.append(pool_2x2(projected, mode) if pool else projected)
-                for name, signal in seen.items():
-                    signal = signal.to(weight.device)
-                    signals[name].append(pool_2x2(signal, mode) if pool and name not in PER_FRAME else signal)
+            if layer_input is not None:  # what only a method needs counts as a part of its cost
+                with stage("compression", tower.device):
+                    for name, signal in tower.signals(signals, features, layer_input).items():
+                        signal = signal.to(weight.device)
+                        signals[name].append(pool_2x2(signal, mode) if pool and name not in PER_FRAME else signal)
         return torch.cat(encoded)
 
     def encode_images(self, items: Sequence[VisualItem]) -> list[VisualTokens]:

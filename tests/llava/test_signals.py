@@ -7,8 +7,10 @@ from transformers import SiglipVisionModel
 from transformers.models.siglip.modeling_siglip import SiglipMultiheadAttentionPoolingHead
 
 from llava.errors import CheckpointError, ConfigError
+from llava.instrument import record
 from llava.model.items import VisualItem
 from llava.model.multimodal_encoder import signals
+from llava.model.multimodal_encoder.siglip_encoder import SigLipVisionTower
 from llava.model.pooling import pool_2x2
 from llava.token_compression import compress, compression, register
 from llava.token_compression.registry import _methods
@@ -55,7 +57,8 @@ def eager_attention(tower, pixels):
 def test_attention_in_blocks_is_the_attention_of_transformers(llava, make_video, monkeypatch, block):
     monkeypatch.setattr(signals, "BLOCK_ENTRIES", block)
     pixels, tower = make_video(3), llava.get_vision_tower()
-    features, seen = tower.observe(pixels, ("vision_attn", "vision_keys"))
+    features, layer_input = tower.observe(pixels)
+    seen = tower.signals(("vision_attn",), features, layer_input)
     expected = eager_attention(tower, pixels)
     assert expected.shape == (3, 2, 16, 16)
     torch.testing.assert_close(seen["vision_attn"][..., 0], expected.mean(dim=(1, 2)), atol=1e-6, rtol=1e-5)
@@ -69,13 +72,14 @@ def test_keys_are_those_of_the_last_layer_kept(llava, make_video):
     handle = layer.self_attn.k_proj.register_forward_hook(lambda module, given, keys: caught.append(keys))
     tower(make_video(2))
     handle.remove()
-    _, seen = tower.observe(make_video(2), ("vision_keys",))
+    seen = tower.signals(("vision_keys",), *tower.observe(make_video(2)))
     torch.testing.assert_close(seen["vision_keys"], caught[0].view(2, 16, 2, 8).mean(dim=2))
 
 
 def test_the_pooling_head_is_that_of_transformers(with_head, make_video):
     tower = with_head.get_vision_tower()
-    features, seen = tower.observe(make_video(3), ("map_attn", "map_embed"))
+    features, layer_input = tower.observe(make_video(3))
+    seen = tower.signals(("map_attn", "map_embed"), features, layer_input)
     normalised = tower.vision_tower.vision_model.post_layernorm(features)
     torch.testing.assert_close(seen["map_embed"], tower.pooling_head(normalised))
     torch.testing.assert_close(seen["map_attn"].sum(dim=1), torch.ones(3, 1))
@@ -84,7 +88,7 @@ def test_the_pooling_head_is_that_of_transformers(with_head, make_video):
     with torch.no_grad():  # a patch that the values, but not the keys see twice as large counts as before
         width = tower.hidden_size
         tower.pooling_head.attention.in_proj_weight[2 * width :] *= 2
-    torch.testing.assert_close(tower.observe(make_video(3), ("map_attn",))[1]["map_attn"], before)
+    torch.testing.assert_close(tower.signals(("map_attn",), features, layer_input)["map_attn"], before)
 
 
 def test_a_head_that_is_missing_or_of_another_tower_is_named(llava, make_llava, make_video, siglip, tmp_path):
@@ -106,14 +110,16 @@ def test_a_head_that_is_missing_or_of_another_tower_is_named(llava, make_llava, 
 
 
 def test_nothing_is_computed_or_left_behind_unless_asked_for(llava, make_video, monkeypatch):
-    monkeypatch.setattr(signals, "LAYER", {})
+    monkeypatch.setattr(SigLipVisionTower, "observe", None)
+    monkeypatch.setattr(SigLipVisionTower, "signals", None)
     layer = llava.get_vision_tower().vision_tower.vision_model.encoder.layers[-1]
     with compression(llava, retention_ratio=0.5):
         llava.generate(PROMPT, images=[make_video(2)], modalities=["video"], max_new_tokens=1)
     monkeypatch.undo()
-    with compression(llava, method="visionzip", retention_ratio=0.5):
+    with compression(llava, method="visionzip", retention_ratio=0.5), record() as recorder:
         llava.generate(PROMPT, images=[make_video(2)], modalities=["video"], max_new_tokens=1)
     assert not layer._forward_pre_hooks
+    assert recorder.milliseconds["compression"] > recorder.compressions[0].milliseconds
 
 
 def test_signals_are_pooled_and_chunked_as_the_features_are(llava, make_video, monkeypatch):
@@ -122,7 +128,8 @@ def test_signals_are_pooled_and_chunked_as_the_features_are(llava, make_video, m
     features = llava.encode_frames(make_video(5), True, collected)
     assert [len(chunk) for chunk in collected["vision_attn"]] == [2, 2, 1]
     assert features.shape[:2] == torch.cat(collected["vision_keys"]).shape[:2] == (5, 4)
-    _, seen = llava.get_vision_tower().observe(make_video(5), ("vision_attn",))
+    tower = llava.get_vision_tower()
+    seen = tower.signals(("vision_attn",), *tower.observe(make_video(5)))
     torch.testing.assert_close(torch.cat(collected["vision_attn"]), pool_2x2(seen["vision_attn"], "bilinear"))
 
 

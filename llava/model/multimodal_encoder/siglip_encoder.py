@@ -1,5 +1,6 @@
 """SigLIP as LLaVA uses it: without the last encoder layer, the final layer norm and the pooling head."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from transformers.models.siglip.modeling_siglip import (
 from llava.errors import CheckpointError, UserError
 from llava.model.error_text import one_line
 from llava.model.multimodal_encoder.image_processor import SigLipImageProcessor
-from llava.model.multimodal_encoder.signals import observe
+from llava.model.multimodal_encoder.signals import HEAD, LAYER, check_head, input_of, pooled_signals
 
 PUBLISHED_TOWERS: dict[str, dict[str, Any]] = {
     "google/siglip-so400m-patch14-384": {
@@ -125,17 +126,41 @@ class SigLipVisionTower(nn.Module):
         self.check_pixels(images)
         return self.vision_tower(images.to(device=self.device, dtype=self.dtype)).to(images.dtype)
 
-    def observe(self, images: torch.Tensor, names: tuple[str, ...]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Encode a batch of frames and tell about its patches.
+    def observe(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Encode a batch of frames, and keep what `signals` needs.
 
         Args:
             images: as `forward` takes them.
-            names: of signals.py, none or more.
 
         Returns:
-            What `forward` returns, and each signal by its name, float32 on the tower's device.
+            What `forward` returns, and the input of the last layer, of the same shape in the dtype of the weights.
         """
-        return observe(self, images, names)
+        with input_of(self.vision_tower.vision_model.encoder.layers[-1]) as inputs:
+            features = self(images)
+        return features, inputs[0]
+
+    def signals(
+        self, names: Iterable[str], features: torch.Tensor, layer_input: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """What the tower knows about patches besides their features.
+
+        Args:
+            names: of signals.py.
+            features, layer_input: what `observe` returns.
+
+        Returns:
+            Each signal by its name, float32 on the tower's device.
+
+        Raises:
+            ConfigError: signals of the pooling head, and the tower has none.
+        """
+        check_head(self, names)
+        vision_model = self.vision_tower.vision_model
+        seen = {name: LAYER[name](vision_model.encoder.layers[-1], layer_input) for name in names if name in LAYER}
+        if any(name in HEAD for name in names):
+            pooled = pooled_signals(vision_model, self.pooling_head, features)
+            seen |= {name: pooled[name] for name in names if name in HEAD}
+        return seen
 
     def load_pooling_head(self, folder: str | Path) -> None:
         """Give the tower the head that SigLIP has and LLaVA drops, for methods that need `map_attn` or `map_embed`.

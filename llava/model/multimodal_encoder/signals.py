@@ -13,8 +13,9 @@ SigLIP's last layer norm; LLaVA drops it, so that it has to be given back (`SigL
 are float32.
 """
 
+import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from torch import Tensor
@@ -85,27 +86,22 @@ def as_input(name: str, signal: Tensor) -> Tensor:
     return signal[..., 0] if name in ("vision_attn", "map_attn") else signal
 
 
-def observe(tower: Any, images: Tensor, names: tuple[str, ...]) -> tuple[Tensor, dict[str, Tensor]]:
-    """Run a `SigLipVisionTower`, and compute signals on the way.
-
-    Returns:
-        The tower's features, and each signal by its name.
-
-    Raises:
-        ConfigError: signals of the pooling head, and the tower has none.
-    """
-    if not names:
-        return tower(images), {}
-    if tower.pooling_head is None and any(name in HEAD for name in names):
+def check_head(tower: Any, names: Iterable[str]) -> None:
+    """Refuse signals of the pooling head with a ConfigError where a `SigLipVisionTower` has none."""
+    missing = [name for name in names if name in HEAD]
+    if missing and tower.pooling_head is None:
         raise ConfigError(
-            f"The compression method needs {' and '.join(name for name in names if name in HEAD)} of SigLIP's pooling "
-            "head (vision_model.head), which LLaVA's checkpoints leave out; load it with "
-            "model.get_vision_tower().load_pooling_head(folder of the SigLIP checkpoint), or set the method's "
-            "options so that it needs none."
+            f"The compression method needs {' and '.join(missing)} of SigLIP's pooling head (vision_model.head), which "
+            "LLaVA's checkpoints leave out; load it with model.get_vision_tower().load_pooling_head(folder of the "
+            "SigLIP checkpoint), or set the method's options so that it needs none."
         )
-    vision_model = tower.vision_tower.vision_model
-    layer, thread = vision_model.encoder.layers[-1], threading.get_ident()
+
+
+@contextlib.contextmanager
+def input_of(layer: Any) -> Iterator[list[Tensor]]:
+    """A list to which the layer's input is added whenever this thread calls it inside the block."""
     inputs: list[Tensor] = []
+    thread = threading.get_ident()
 
     def keep(module: Any, arguments: tuple[Tensor, ...]) -> None:
         if threading.get_ident() == thread:
@@ -113,14 +109,9 @@ def observe(tower: Any, images: Tensor, names: tuple[str, ...]) -> tuple[Tensor,
 
     handle = layer.register_forward_pre_hook(keep)
     try:
-        features = tower(images)
+        yield inputs
     finally:
         handle.remove()
-    seen = {name: LAYER[name](layer, inputs[0]) for name in names if name in LAYER}
-    if tower.pooling_head is not None and any(name in HEAD for name in names):
-        pooled = pooled_signals(vision_model, tower.pooling_head, features)
-        seen |= {name: pooled[name] for name in names if name in HEAD}
-    return features, seen
 
 
 def _heads(projected: Tensor, heads: int) -> Tensor:
