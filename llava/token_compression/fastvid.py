@@ -117,7 +117,7 @@ def fastvid(
         closer = (similarity > highest[rows]) & (slot[rows] < 0)
         highest[rows] = torch.where(closer, similarity, highest[rows])
         membership[rows[closer]] = slot[at][nearest[closer]]
-    return Kept(kept, positions, membership)
+    return Kept(kept, positions, membership, single_is_own=False)
 
 
 def shares(lengths: list[int], tokens: int, budget: int, options: FastVidOptions) -> tuple[Tensor, Tensor]:

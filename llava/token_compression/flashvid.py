@@ -102,7 +102,7 @@ def flashvid(features: Tensor, config: CompressionConfig, budget: int, vision_at
     kept = flat[positions]
     of_centre = torch.where(centre >= 0, membership[centre], -1)
     mean, count = mean_of_joined(values, of_centre, budget)
-    return Kept(torch.where(count > 0, mean, kept), positions, membership)
+    return Kept(torch.where(count > 0, mean, kept), positions, membership, single_is_own=options.lone_frames != "all")
 
 
 def diverse(unit: Tensor, weights: Tensor, counts: Tensor) -> Tensor:

@@ -3,6 +3,8 @@
     vision_attn     (frames, tokens_per_frame) attention that each patch receives in the tower's last layer used, the
                     mean over heads and queries, pooled as the features are
     vision_keys     (frames, tokens_per_frame, any) keys of that layer, the mean over heads, pooled likewise
+    vision_attn_wide, vision_keys_wide
+                    the same as if that layer had a single head
     map_attn        (frames, tokens_per_frame) attention of SigLIP's pooling head, the mean over heads, pooled likewise
     map_embed       (frames, any) the embedding that this head makes of a frame
 
@@ -17,6 +19,8 @@ from llava.errors import UserError
 SHAPES = {
     "vision_attn": ("frames", "tokens"),
     "vision_keys": ("frames", "tokens", "any"),
+    "vision_attn_wide": ("frames", "tokens"),
+    "vision_keys_wide": ("frames", "tokens", "any"),
     "map_attn": ("frames", "tokens"),
     "map_embed": ("frames", "any"),
 }

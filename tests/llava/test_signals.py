@@ -16,7 +16,7 @@ from llava.token_compression import compress, compression, register
 from llava.token_compression.registry import _methods
 from llava.token_compression.selection import select
 
-METHODS = ["visionzip", "holitom", "fastvid", "flashvid", "prunevid"]
+METHODS = ["visionzip", "holitom", "fastvid", "flashvid", "prunevid", "prumerge"]
 PROMPT = torch.tensor([[5, 6, -200, 7, 8]])
 
 

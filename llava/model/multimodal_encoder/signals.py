@@ -3,10 +3,12 @@
     vision_attn     (frames, patches, 1) attention that each patch receives: the mean over heads and queries of
                     softmax(Q K^T / sqrt(head_dim)); sums to 1 over the patches of a frame
     vision_keys     (frames, patches, head_dim) mean over heads of the keys, biases included
+    vision_attn_wide, vision_keys_wide
+                    the same as if the layer had a single head: (frames, patches, 1) and (frames, patches, width)
     map_attn        (frames, patches, 1) attention of SigLIP's pooling head, the mean over heads
     map_embed       (frames, width) the embedding of the frame that this head makes of its patches
 
-The first two belong to the last layer that the tower keeps. They are computed from that layer's input, beside the
+The first four belong to the last layer that the tower keeps. They are computed from that layer's input, beside the
 tower's own pass, in blocks of queries: no layer has to give up its fused attention, and the attention matrix (16 heads
 x 729 x 729 per frame, 34 MB) is never held for more than a block. The head is applied to the tower's features after
 SigLIP's last layer norm; LLaVA drops it, so that it has to be given back (`SigLipVisionTower.load_pooling_head`). All
@@ -32,27 +34,36 @@ PER_FRAME = ("map_embed",)
 """Signals that have no patches."""
 
 
-def received_attention(layer: Any, hidden: Tensor) -> Tensor:
-    """The signal `vision_attn` of an encoder layer, given its input (frames, patches, width)."""
-    attention = layer.self_attn
-    normalised = layer.layer_norm1(hidden)
-    queries = _heads(attention.q_proj(normalised), attention.num_heads)
-    keys = _heads(attention.k_proj(normalised), attention.num_heads).mT
-    frames, heads, patches, _ = queries.shape
+def received_attention(layer: Any, hidden: Tensor, heads: int) -> Tensor:
+    """Attention (frames, patches, 1) that each patch receives.
+
+    Args:
+        layer: an encoder layer.
+        hidden: (frames, patches, width), its input.
+        heads: into how many equal parts queries and keys are split.
+    """
+    attention, normalised = layer.self_attn, layer.layer_norm1(hidden)
+    queries = _heads(attention.q_proj(normalised), heads)
+    keys = _heads(attention.k_proj(normalised), heads).mT
+    frames, _, patches, channels = queries.shape
     received = queries.new_zeros(frames, patches)
     for block in queries.split(max(1, BLOCK_ENTRIES // (frames * heads * patches)), dim=2):
-        received += ((block @ keys) * attention.scale).softmax(dim=-1).sum(dim=(1, 2))
+        received += ((block @ keys) * channels**-0.5).softmax(dim=-1).sum(dim=(1, 2))
     return (received / (heads * patches)).unsqueeze(-1)
 
 
-def mean_keys(layer: Any, hidden: Tensor) -> Tensor:
-    """The signal `vision_keys` of an encoder layer, given its input (frames, patches, width)."""
-    attention = layer.self_attn
-    return _heads(attention.k_proj(layer.layer_norm1(hidden)), attention.num_heads).mean(dim=1)
+def mean_keys(layer: Any, hidden: Tensor, heads: int) -> Tensor:
+    """Mean over heads (frames, patches, width / heads) of the keys; arguments are those of `received_attention`."""
+    return _heads(layer.self_attn.k_proj(layer.layer_norm1(hidden)), heads).mean(dim=1)
 
 
-LAYER: dict[str, Callable[[Any, Tensor], Tensor]] = {"vision_attn": received_attention, "vision_keys": mean_keys}
-"""From an encoder layer and its input to a signal."""
+LAYER: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "vision_attn": lambda layer, hidden: received_attention(layer, hidden, layer.self_attn.num_heads),
+    "vision_keys": lambda layer, hidden: mean_keys(layer, hidden, layer.self_attn.num_heads),
+    "vision_attn_wide": lambda layer, hidden: received_attention(layer, hidden, 1),
+    "vision_keys_wide": lambda layer, hidden: mean_keys(layer, hidden, 1),
+}
+"""From an encoder layer and its input (frames, patches, width) to a signal (frames, patches, channels)."""
 
 
 def pooled_signals(vision_model: Any, head: Any, features: Tensor) -> dict[str, Tensor]:
@@ -83,7 +94,7 @@ def needed_signals(config: CompressionConfig | None) -> tuple[str, ...]:
 
 def as_input(name: str, signal: Tensor) -> Tensor:
     """From (frames, tokens, channels) to the shape that llava/token_compression/inputs.py states."""
-    return signal[..., 0] if name in ("vision_attn", "map_attn") else signal
+    return signal[..., 0] if name in ("vision_attn", "vision_attn_wide", "map_attn") else signal
 
 
 def check_head(tower: Any, names: Iterable[str]) -> None:

@@ -14,6 +14,8 @@ def inputs_for(config: CompressionConfig, frames: int, tokens: int, seed: int = 
     made = {
         "vision_attn": torch.randn(frames, tokens, generator=generator).softmax(dim=-1),
         "vision_keys": torch.randn(frames, tokens, HEAD_DIM, generator=generator),
+        "vision_attn_wide": torch.randn(frames, tokens, generator=generator).mul(2).softmax(dim=-1),
+        "vision_keys_wide": torch.randn(frames, tokens, WIDTH, generator=generator),
         "map_attn": torch.randn(frames, tokens, generator=generator).softmax(dim=-1),
         "map_embed": torch.randn(frames, WIDTH, generator=generator),
     }
