@@ -2,7 +2,7 @@
 into dense ones of every fourth of its frames, counted from its end.
 
 Source: FastVID, arXiv 2503.11187.
-Cost: O(F N^2 D + T K D) operations, O(T D + F N^2) memory; T K falls with the length of segments, as a token is only
+Cost: O(F N^2 D + T K D) operations, O(T D + 4 F N^2) memory; T K falls with the length of segments, as a token is only
 compared with the anchors of its own.
 
 What differs: the budget is met exactly. It is spread evenly over frames, and what a segment has for merged tokens over

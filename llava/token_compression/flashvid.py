@@ -2,7 +2,7 @@
 frame before, and the roots of the trees that this makes are clustered (the part before the language model).
 
 Source: FlashVID, arXiv 2602.08024.
-Cost: O(F N^2 D + K N) operations, O(T D + F N^2) memory.
+Cost: O(F N^2 D + K N) operations, O(T D + 4 F N^2) memory.
 
 What differs: the budget is met exactly, spread evenly over the frames. What a segment has for clusters is divided among
 its frames in proportion to their roots, one at least as long as there are enough, where published code rounds each
