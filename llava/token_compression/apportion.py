@@ -39,15 +39,18 @@ def apportion(weights: Tensor, total: int, lower: int = 0, upper: Tensor | int |
     count, bounds = len(weights), torch.as_tensor(total if upper is None else upper).cpu().expand(len(weights))
     if not count * lower <= total <= int(bounds.sum()):
         raise ValueError(f"{total} cannot be divided into {count} shares from {lower} to {upper}.")
-    shares = _bounded(weights.double().cpu(), total, lower, bounds).mul_(STEPS).round_().div_(STEPS)
+    shares = bounded_shares(weights.double().cpu(), total, lower, bounds).mul_(STEPS).round_().div_(STEPS)
     whole = shares.floor()
     order = (shares - whole).argsort(descending=True, stable=True)
     whole[order[: total - int(whole.sum())]] += 1
     return whole.long().to(weights.device)
 
 
-def _bounded(weights: Tensor, total: int, lower: int, upper: Tensor) -> Tensor:
-    """The real shares. Each round fixes those beyond the bound that is violated by more, which hold for good."""
+def bounded_shares(weights: Tensor, total: int, lower: int, upper: Tensor) -> Tensor:
+    """The real shares (n,) of `apportion`, in float64 on the CPU, for upper bounds (n,).
+
+    Each round fixes those beyond the bound that is violated by more, which hold for good.
+    """
     shares, free = torch.zeros_like(weights), torch.ones_like(weights, dtype=torch.bool)
     while free.any():
         own = weights[free] if weights[free].sum() > 0 else torch.ones_like(weights[free])

@@ -249,7 +249,13 @@ def test_a_gpu_chooses_the_same(method):
     torch.testing.assert_close(result.tokens.cpu(), reference.tokens, atol=1e-5, rtol=0)
 
 
-PERMUTABLE = {"l2norm": "all", "scissor": "within frames"}
+PERMUTABLE = {
+    "divprune": "all",
+    "l2norm": "all",
+    "scissor": "within frames",
+    "vcast": "within frames",
+    "vidcom2": "within frames",
+}
 """Methods whose choice does not depend on the order of the tokens, of those without ties."""
 
 

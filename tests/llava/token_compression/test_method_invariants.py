@@ -19,6 +19,8 @@ from llava.token_compression import (
 from llava.token_compression.registry import get_method
 
 CASES: dict[str, dict[str, object]] = {
+    "ustc": {},
+    "ustc by similarity": {"order": "raster", "cluster_share": 0.5, "neighbours": 3},
     "visionzip": {},
     "holitom": {},
     "holitom clustered": {"clustered_share": 0.5, "tau": 0.3},

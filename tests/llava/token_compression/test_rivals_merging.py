@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from llava.errors import ConfigError
 from llava.token_compression import CompressionConfig, CompressionResult, compress
+from llava.token_compression.apportion import bounded_shares
+from llava.token_compression.kitoke import KiTokeOptions, crowd, frame_changes, parts, pivotal
 from llava.token_compression.simplecluster import rotated, without_empty
 
 
@@ -167,3 +169,66 @@ def test_empty_clusters_get_the_tokens_that_fit_least():
 def test_a_negative_number_of_iterations_is_refused():
     with pytest.raises(ConfigError, match="iterations must be at least 0, got -1"):
         CompressionConfig(method="simplecluster", retained_tokens=1, options={"iterations": -1})
+
+
+@given(st.lists(st.floats(0.01, 1), min_size=1, max_size=12), st.integers(0, 200))
+@settings(deadline=None)
+def test_a_draw_has_the_size_of_its_chances(weights, seed):
+    for total in range(1, len(weights) + 1):
+        chances = bounded_shares(torch.tensor(weights, dtype=torch.float64), total, 0, torch.ones(len(weights)))
+        assert pivotal(chances, seed).sum() == total
+
+
+def test_units_are_drawn_as_often_as_their_chances_say():
+    chances = torch.tensor([0.1, 0.9, 0.5, 1.0, 0.25, 0.25, 0.6, 0.4], dtype=torch.float64)
+    share = torch.stack([pivotal(chances, seed) for seed in range(3000)]).double().mean(dim=0)
+    deviation = (chances * (1 - chances) / 3000).sqrt()
+    assert ((share - chances).abs() <= 4.5 * deviation).all()
+
+
+def test_kitoke_counts_copies_as_one_and_weighs_them_less():
+    singles = 10 * torch.eye(8)[:5]
+    features = torch.cat([singles, singles[:1].expand(7, 8)])[None]  # 5 kinds, one of them 8 times
+    result = [
+        compress(features, CompressionConfig(method="kitoke", retained_tokens=5, seed=seed)) for seed in range(30)
+    ]
+    copies = [int(((one.positions == 0) | (one.positions > 4)).sum()) for one in result]
+    assert set(copies) == {1}
+    assert_means(features[:, :5], run(features[:, :5], "kitoke", 5))
+    assert len({tuple(one.positions.tolist()) for one in result}) > 1
+
+
+def test_kitoke_averages_by_the_inverse_of_the_crowd():
+    features = noise(2, 6)
+    result = run(features, "kitoke", 3, large=1e9)
+    weights = 1 / crowd(features, None)
+    for slot in range(3):
+        own = result.assignment.view(-1) == slot
+        expected = (features.flatten(0, 1)[own] * weights[own, None]).sum(0) / weights[own].sum()
+        torch.testing.assert_close(result.tokens[slot], expected)
+
+
+def test_kitoke_does_not_merge_across_cuts_and_keeps_a_token_of_every_part():
+    scenes = noise(3, 6) * 5
+    features = scenes[[0, 0, 0, 1, 1, 1, 1, 2]] + 0.1 * noise(8, 6, seed=1)
+    expected = torch.tensor([0, 0, 0, 1, 1, 1, 1, 2])
+    assert torch.equal(parts(features, KiTokeOptions(), 48), expected)
+    for budget in (3, 5, 17):
+        result = run(features, "kitoke", budget)
+        assert torch.equal(expected[result.positions // 6][result.assignment], expected[:, None].expand(8, 6))
+    assert parts(features, KiTokeOptions(), 2).max() == 1
+    assert parts(features, KiTokeOptions(large=1e9, jump=1e9), 48).max() == 0
+
+
+def test_changes_of_frames_by_hand():
+    features = noise(3, 4)
+    for frame in (1, 2):
+        before, after = features[frame - 1], features[frame]
+        apart = torch.cdist(before, after)
+        expected = apart.diagonal().mean() + apart.min(dim=1).values.mean()
+        torch.testing.assert_close(frame_changes(features)[frame - 1], expected)
+
+
+def test_alpha_is_positive():
+    with pytest.raises(ConfigError, match=r"alpha must be above 0, got -1\.0"):
+        CompressionConfig(method="kitoke", retained_tokens=1, options={"alpha": -1})
