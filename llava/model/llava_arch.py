@@ -129,6 +129,25 @@ class LlavaMetaForCausalLM:
                         signals[name].append(pool_2x2(signal, mode) if pool and name not in PER_FRAME else signal)
         return torch.cat(encoded)
 
+    def encode_video(
+        self, frames: torch.Tensor, compression: CompressionConfig
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """What `compress` takes of a video: `features, inputs = ...; compress(features, compression, **inputs)`.
+
+        Args:
+            frames: (frames, 3, side, side) pixels.
+            compression: its method says which inputs are computed.
+
+        Returns:
+            What `encode_frames` returns, and the inputs by their names, as `llava/token_compression/inputs.py` states.
+
+        Raises:
+            ConfigError: the method needs an input that this model does not have.
+        """
+        item = VisualItem(frames, "video")
+        ((features, signals),) = self._features([item], [compression])
+        return features, self._inputs(item, self._source_tokens(item, features), signals)
+
     def encode_images(self, items: Sequence[VisualItem]) -> list[VisualTokens]:
         """Everything between pixels and prompt; the one place where tokens are compressed.
 
@@ -178,6 +197,17 @@ class LlavaMetaForCausalLM:
             return SourceTokens(features, period=newline_period(self.config, features.shape[0], features.shape[1]))
         return merge_crops(features, self.config, item.size, self.model.vision_tower.config.image_size)
 
+    def _inputs(
+        self, item: VisualItem, source: SourceTokens, signals: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """Signals in the layout of the item's source tokens."""
+        return {
+            name: signal[: len(source.tokens)]  # the whole image comes before its crops
+            if name in PER_FRAME
+            else as_input(name, self._source_tokens(item, signal).tokens)
+            for name, signal in signals.items()
+        }
+
     def _kept_tokens(
         self,
         item: VisualItem,
@@ -195,13 +225,7 @@ class LlavaMetaForCausalLM:
         tokens = source.tokens.flatten(0, 1)
         positions = torch.arange(len(tokens), device=tokens.device)
         if compression is not None:
-            inputs = {}
-            for name, signal in signals.items():
-                if name in PER_FRAME:
-                    inputs[name] = signal[: len(source.tokens)]  # the whole image comes before its crops
-                else:
-                    inputs[name] = as_input(name, self._source_tokens(item, signal).tokens)
-            result = compress(source.tokens, compression, **inputs)
+            result = compress(source.tokens, compression, **self._inputs(item, source, signals))
             tokens, positions = result.tokens, result.positions
         return insert_newlines(tokens, positions, source, newline)
 

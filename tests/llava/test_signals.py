@@ -16,7 +16,7 @@ from llava.token_compression import compress, compression, register
 from llava.token_compression.registry import _methods
 from llava.token_compression.selection import select
 
-METHODS = ["visionzip", "holitom", "fastvid", "flashvid", "prunevid", "prumerge"]
+METHODS = ["visionzip", "holitom", "fastvid", "flashvid", "prunevid", "prumerge", "ustc"]
 PROMPT = torch.tensor([[5, 6, -200, 7, 8]])
 
 
@@ -141,9 +141,7 @@ def test_a_model_answers_with_exactly_as_many_tokens(with_head, make_video, meth
         answer = llava.generate(PROMPT, images=[pixels], modalities=["video"], max_new_tokens=3, do_sample=False)
     assert len(item.embeds) == 6 + 1  # a quarter of 6 x 4, and a newline
     assert answer.shape[1] > 0
-    collected = {name: [] for name in _methods[method].needed(config.options)}
-    features = llava.encode_frames(pixels, True, collected)
-    inputs = {name: signals.as_input(name, torch.cat(chunks)) for name, chunks in collected.items()}
+    features, inputs = llava.encode_video(pixels, config)
     expected = compress(features, config, **inputs)
     assert torch.equal(item.embeds[:-1], expected.tokens)
     assert torch.equal(item.positions[:-1], expected.positions)
