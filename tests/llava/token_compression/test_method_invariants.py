@@ -175,3 +175,12 @@ def test_missing_and_wrong_inputs_are_named(case):
             compress(features, config, **{**inputs, name: value.long()})
     with pytest.raises(ConfigError, match=f"{method!r} needs the input '{next(iter(inputs))}'.*stream"):
         StreamingCompressor(config)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("scale", [1e-4, 1e3])
+def test_small_and_large_features_stay_finite_and_keep_their_scale(case, scale):
+    features = video(5, 16, kind="clustered").clamp(-2, 2)
+    config = configured(case, retention_ratio=0.3)
+    result = check((features * scale).half(), config)
+    assert 0.05 * scale < result.tokens.float().norm(dim=1).max() < 50 * scale
