@@ -104,7 +104,7 @@ def check_head(tower: Any, names: Iterable[str]) -> None:
         raise ConfigError(
             f"The compression method needs {' and '.join(missing)} of SigLIP's pooling head (vision_model.head), which "
             "LLaVA's checkpoints leave out; load it with model.get_vision_tower().load_pooling_head(folder of the "
-            "SigLIP checkpoint), or set the method's options so that it needs none."
+            'SigLIP checkpoint), or let fastvid do without by its option signals="vision_attn".'
         )
 
 
