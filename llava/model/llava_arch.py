@@ -16,7 +16,7 @@ from llava.instrument import stage
 from llava.model.image_merge import merge_crops
 from llava.model.items import Images, VisualItem, visual_items
 from llava.model.multimodal_encoder.siglip_encoder import SigLipVisionTower
-from llava.model.multimodal_encoder.signals import as_input, needed_signals
+from llava.model.multimodal_encoder.signals import PER_FRAME, as_input, needed_signals
 from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.model.newlines import SourceTokens, VisualTokens, insert_newlines, newline_period
 from llava.model.pooling import pool_2x2
@@ -101,8 +101,8 @@ class LlavaMetaForCausalLM:
         Args:
             frames: (frames, 3, side, side) pixels, any device and float dtype.
             pool: videos are pooled, images are not.
-            signals: by their name in `multimodal_encoder/signals.py`, lists to which the (frames, tokens, channels) of
-                each chunk is added, pooled as the features are.
+            signals: by their name in `multimodal_encoder/signals.py`, lists to which the (frames, tokens, channels) or
+                (frames, channels) of each chunk is added, pooled as the features are.
 
         Returns:
             (frames, tokens, hidden_size) on the model's device and in its dtype.
@@ -117,14 +117,36 @@ class LlavaMetaForCausalLM:
         encoded = []
         for chunk in frames.split(max(1, PATCHES_PER_CHUNK // tower.num_patches)):
             with stage("vision_tower", tower.device):
-                features, seen = tower.observe(chunk.to(tower.device), tuple(signals))
+                pixels = chunk.to(tower.device)
+                features, layer_input = tower.observe(pixels) if signals else (tower(pixels), None)
             with stage("projector", weight.device):
                 projected = projector(features.to(weight))  # (chunk, patches, hidden)
                 encoded.append(pool_2x2(projected, mode) if pool else projected)
-                for name, signal in seen.items():
-                    signal = signal.to(weight.device)
-                    signals[name].append(pool_2x2(signal, mode) if pool else signal)
+            if layer_input is not None:  # what only a method needs counts as a part of its cost
+                with stage("compression", tower.device):
+                    for name, signal in tower.signals(signals, features, layer_input).items():
+                        signal = signal.to(weight.device)
+                        signals[name].append(pool_2x2(signal, mode) if pool and name not in PER_FRAME else signal)
         return torch.cat(encoded)
+
+    def encode_video(
+        self, frames: torch.Tensor, compression: CompressionConfig
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """What `compress` takes of a video: `features, inputs = ...; compress(features, compression, **inputs)`.
+
+        Args:
+            frames: (frames, 3, side, side) pixels.
+            compression: its method says which inputs are computed.
+
+        Returns:
+            What `encode_frames` returns, and the inputs by their names, as `llava/token_compression/inputs.py` states.
+
+        Raises:
+            ConfigError: the method needs an input that this model does not have.
+        """
+        item = VisualItem(frames, "video")
+        ((features, signals),) = self._features([item], [compression])
+        return features, self._inputs(item, self._source_tokens(item, features), signals)
 
     def encode_images(self, items: Sequence[VisualItem]) -> list[VisualTokens]:
         """Everything between pixels and prompt; the one place where tokens are compressed.
@@ -175,6 +197,17 @@ class LlavaMetaForCausalLM:
             return SourceTokens(features, period=newline_period(self.config, features.shape[0], features.shape[1]))
         return merge_crops(features, self.config, item.size, self.model.vision_tower.config.image_size)
 
+    def _inputs(
+        self, item: VisualItem, source: SourceTokens, signals: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """Signals in the layout of the item's source tokens."""
+        return {
+            name: signal[: len(source.tokens)]  # the whole image comes before its crops
+            if name in PER_FRAME
+            else as_input(name, self._source_tokens(item, signal).tokens)
+            for name, signal in signals.items()
+        }
+
     def _kept_tokens(
         self,
         item: VisualItem,
@@ -192,10 +225,7 @@ class LlavaMetaForCausalLM:
         tokens = source.tokens.flatten(0, 1)
         positions = torch.arange(len(tokens), device=tokens.device)
         if compression is not None:
-            inputs = {
-                name: as_input(name, self._source_tokens(item, signal).tokens) for name, signal in signals.items()
-            }
-            result = compress(source.tokens, compression, **inputs)
+            result = compress(source.tokens, compression, **self._inputs(item, source, signals))
             tokens, positions = result.tokens, result.positions
         return insert_newlines(tokens, positions, source, newline)
 

@@ -1,4 +1,4 @@
-"""Density peaks with k nearest neighbours (DPC-kNN): cluster centres are tokens that are dense and far from denser ones.
+"""Density peaks with k nearest neighbours (DPC-kNN): centres are dense tokens that are far from denser ones.
 
 For vectors y of width D, d(i, j) = |y_i - y_j| / sqrt(D), the density rho(i) = exp(-mean of the squares of the k
 smallest d(i, .)), i itself with distance 0 among them, and delta(i) the distance to the nearest denser vector, the

@@ -1,5 +1,5 @@
 """A video is cut into windows in which many places do not change, so that one mean per place saves most tokens; what
-moves is kept by the attention that it receives, and the means are clustered. This is the part before the language model.
+moves is kept by the attention that it receives, and the means are clustered (the part before the language model).
 
 Source: HoliTom, arXiv 2505.21334.
 Cost: O(F N^2 D + F^2) operations, O(T D + F N^2 + F^2) memory.
@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from llava.errors import ConfigError
+from llava.token_compression import stills
 from llava.token_compression.anchors import slots, source_indices, without
 from llava.token_compression.apportion import apportion
 from llava.token_compression.config import CompressionConfig
@@ -52,17 +53,13 @@ class HoliTomOptions:
 @register("holitom", inputs=("vision_attn",), options=HoliTomOptions, merge=False)
 def holitom(features: Tensor, config: CompressionConfig, budget: int, vision_attn: Tensor) -> Kept:
     """See the module."""
-    options, (frames, tokens, dim) = config.options, features.shape
+    options, (frames, tokens, _) = config.options, features.shape
     tau = (0.65 if budget <= 0.1 * frames * tokens else 0.8) if options.tau is None else options.tau
     stays = functional.cosine_similarity(features[:-1], features[1:], dim=-1) > tau
     window = windows(stays)  # (frames,)
     static = _static(stays, window)  # (frames, tokens)
-    starts = functional.pad(window.diff() > 0, (1, 0), value=True)
-    repeated = static & ~starts.unsqueeze(1)
-    spare = budget - frames * tokens + int(repeated.sum())
-    if spare > 0:  # more than the windows leave
-        scores = vision_attn.masked_fill(~repeated, -torch.inf).view(-1)
-        static.view(-1)[scores.argsort(descending=True, stable=True)[:spare]] = False
+    static = stills.free(static, window, vision_attn, budget)
+    starts = stills.starts(window)
     represented = static[starts]  # (windows, tokens)
 
     sizes = torch.cat([(~static).sum(dim=1), represented.sum(dim=1)])
@@ -71,16 +68,15 @@ def holitom(features: Tensor, config: CompressionConfig, budget: int, vision_att
     anchor = torch.full_like(source, -1)
     _keep_moving(anchor, features, vision_attn, ~static, shares[:frames], options.clustered_share)
 
-    flat = features.flatten(0, 1)
-    place = torch.where(static, window.unsqueeze(1) * tokens + torch.arange(tokens, device=flat.device), -1)
-    means, _ = mean_of_joined(flat, place.view(-1), represented.numel())
-    apart = distances(means.view(-1, tokens, dim))
+    means = stills.means(features, static, window)
+    apart = distances(means)
     counts = shares[frames:]
     centres = first_of(density_peaks(apart, counts.clamp(1, NEIGHBOURS), represented), counts)
     centre = to_centres(apart, centres).masked_fill_(~represented | (counts == 0).unsqueeze(1), -1)
     goal = torch.where(centre >= 0, source[starts][:, :1] + centre, -1)  # (windows, tokens)
     anchor = torch.where(static, goal[window], anchor).view(-1)
 
+    flat, means = features.flatten(0, 1), means.flatten(0, 1)
     positions, membership = slots(anchor)
     joined = without(membership, positions).masked_fill_(static.view(-1), -1)
     kept = _blend(flat[positions], *mean_of_joined(flat, joined, budget), options.beta)

@@ -5,7 +5,7 @@ Source: VisionZip, arXiv 2412.04467; after pooling and per frame, as in its port
 Cost: O(K N D + T D) operations, O(K N + T D) memory, where D of the first is the width of a key (72); K / F tokens of a
 frame, of which 0.16 are contextual, are compared with N.
 
-What differs: the budget is met exactly, spread evenly over the frames, earlier ones first, where the port truncates per
+What differs: the budget is met exactly, spread evenly over the frames, where the port truncates per
 frame. Tokens leave in source order, where published ones leave dominant before contextual, frame by frame.
 """
 
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from llava.errors import ConfigError
 from llava.token_compression.anchors import slots, source_indices, without
+from llava.token_compression.apportion import equal_shares
 from llava.token_compression.components import normalised
 from llava.token_compression.config import CompressionConfig
 from llava.token_compression.joining import mean_of_joined
@@ -46,11 +47,12 @@ def visionzip(
     features: Tensor, config: CompressionConfig, budget: int, vision_attn: Tensor, vision_keys: Tensor
 ) -> Kept:
     """See the module."""
-    frames, source = len(features), source_indices(features)
+    source = source_indices(features)
     anchor = torch.full_like(source, -1)
-    least, richer = divmod(budget, frames)
-    for some, count in ((slice(0, richer), least + 1), (slice(richer, frames), least)):
-        if count > 0 and some.stop > some.start:
+    shares = equal_shares(budget, len(features)).to(features.device)
+    for count in shares.unique().tolist():  # one number, or two
+        some = (shares == count).nonzero().view(-1)
+        if count > 0:
             local = _anchors(vision_attn[some], vision_keys[some], count, config.options.dominant_share)
             anchor[some] = torch.where(local >= 0, source[some, :1] + local, -1)
     positions, membership = slots(anchor.view(-1))

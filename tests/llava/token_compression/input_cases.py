@@ -5,7 +5,7 @@ import torch
 from llava.token_compression import CompressionConfig
 from llava.token_compression.registry import get_method
 
-HEAD_DIM = 6
+HEAD_DIM, WIDTH = 6, 10
 
 
 def inputs_for(config: CompressionConfig, frames: int, tokens: int, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -14,5 +14,9 @@ def inputs_for(config: CompressionConfig, frames: int, tokens: int, seed: int = 
     made = {
         "vision_attn": torch.randn(frames, tokens, generator=generator).softmax(dim=-1),
         "vision_keys": torch.randn(frames, tokens, HEAD_DIM, generator=generator),
+        "vision_attn_wide": torch.randn(frames, tokens, generator=generator).mul(2).softmax(dim=-1),
+        "vision_keys_wide": torch.randn(frames, tokens, WIDTH, generator=generator),
+        "map_attn": torch.randn(frames, tokens, generator=generator).softmax(dim=-1),
+        "map_embed": torch.randn(frames, WIDTH, generator=generator),
     }
     return {name: made[name] for name in get_method(config.method).needed(config.options)}

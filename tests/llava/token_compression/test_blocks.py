@@ -49,6 +49,8 @@ def test_unbounded_shares_are_within_one_of_the_quota(weights, total):
         ([8, 1, 1], 9, {"upper": 5}, [5, 2, 2]),
         ([0, 0, 1], 10, {"upper": 6}, [2, 2, 6]),
         ([0, 1, 1], 9, {"lower": 1}, [1, 4, 4]),
+        ([5, 5, 1], 9, {"upper": torch.tensor([2, 6, 9])}, [2, 6, 1]),
+        ([1, 0, 0], 9, {"upper": torch.tensor([2, 3, 4])}, [2, 3, 4]),
     ],
 )
 def test_shares_by_hand(weights, total, bounds, shares):

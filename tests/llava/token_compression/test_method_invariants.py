@@ -1,5 +1,7 @@
 """What holds for every method that reads the vision tower or is published without a final merge."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -22,6 +24,17 @@ CASES: dict[str, dict[str, object]] = {
     "visionzip": {},
     "holitom": {},
     "holitom clustered": {"clustered_share": 0.5, "tau": 0.3},
+    "fastvid": {"least_segments": 2, "tau": 0.5},
+    "fastvid as for LLaVA-Video": {"sources": "not anchors"},
+    "flashvid": {},
+    "flashvid by its paper": {"tree_mean": "exact", "lone_frames": "others", "tree_tau": 0.3, "least_segments": 1},
+    "flashvid clusters alone": {"selected_share": 0.0, "relevance": False, "tree_tau": -1.0, "least_segments": 2},
+    "prumerge": {},
+    "prumerge without plus": {"spaced": False, "rest": False},
+    "prumerge with even samples": {"even": True},
+    "prunevid": {},
+    "prunevid with few still places": {"tau": 0.0, "segment_share": 0.5},
+    "fastvid without the head": {"signals": "vision_attn", "least_segments": 1},
 }
 """Options of methods; what follows a method's name tells them apart."""
 
@@ -101,14 +114,18 @@ def test_a_method_itself_keeps_everything_in_order_when_asked_to(case):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_merged_tokens_come_from_their_own_members(case):
-    """Changing the features of a token that no kept token holds changes nothing, but for the choice itself."""
+def test_a_kept_token_with_one_member_is_that_member(case):
+    """Or the method says that it is not so, and the final merge looks where each token belongs."""
     features = video(4, 16, kind="clustered")
     config = configured(case, retention_ratio=0.25)
-    result = check(features, config)
-    lone = torch.bincount(result.assignment[result.assignment >= 0], minlength=16) == 1
-    expected = features.flatten(0, 1)[result.positions][lone]
-    torch.testing.assert_close(result.tokens[lone], expected)
+    kept = get_method(config.method).keep(features, config, 16, **inputs_for(config, 4, 16))
+    lone = torch.bincount(kept.membership[kept.membership >= 0], minlength=16) == 1
+    if kept.single_is_own:
+        torch.testing.assert_close(kept.tokens[lone], features.flatten(0, 1)[kept.positions][lone])
+    merged = compress(features, replace(config, merge=True), **inputs_for(config, 4, 16))
+    assert merged.tokens.shape == (16, 8)
+    assert merged.tokens.isfinite().all()
+    assert (merged.assignment >= 0).all()
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -158,3 +175,12 @@ def test_missing_and_wrong_inputs_are_named(case):
             compress(features, config, **{**inputs, name: value.long()})
     with pytest.raises(ConfigError, match=f"{method!r} needs the input '{next(iter(inputs))}'.*stream"):
         StreamingCompressor(config)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("scale", [1e-4, 1e3])
+def test_small_and_large_features_stay_finite_and_keep_their_scale(case, scale):
+    features = video(5, 16, kind="clustered").clamp(-2, 2)
+    config = configured(case, retention_ratio=0.3)
+    result = check((features * scale).half(), config)
+    assert 0.05 * scale < result.tokens.float().norm(dim=1).max() < 50 * scale
