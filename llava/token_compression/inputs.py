@@ -47,4 +47,4 @@ def checked(name: str, value: object, features: Tensor) -> object:
         )
     if not value.isfinite().all():
         raise UserError(f"Input {name!r} contains NaN or infinity.")
-    return value.to(features.device, torch.promote_types(value.dtype, torch.float32))
+    return value.to(features.device, torch.promote_types(value.dtype, torch.float32)).contiguous()

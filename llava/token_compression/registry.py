@@ -50,7 +50,7 @@ class Method:
         inputs: names of the further inputs that it needs, with its default options.
         takes_threshold: whether `similarity_threshold` means something to it.
         any_dtype: whether it takes features of any floating dtype, and converts blocks of them as it goes; if not, it
-            gets them in float32, or float64 if they are.
+            gets them in float32, or float64 if they are, and contiguous.
         options: a frozen dataclass of the settings that only this method has, all with defaults; `keep` finds an
             instance of it in `config.options`.
         merge: whether the final merge of all source tokens is part of it; `CompressionConfig(merge=...)` overrides it.

@@ -205,15 +205,20 @@ def test_autocast_and_gradients_change_nothing():
         assert torch.equal(compress(features.clone(), config).tokens, expected)
 
 
-def test_input_is_left_alone_and_may_be_a_view():
-    features = video(4, 16, kind="zeros")
+@pytest.mark.parametrize("method", SIZED)
+def test_input_is_left_alone_and_may_be_a_view(method):
+    features = video(4, 16, kind="clustered")
     before = features.clone()
-    config = CompressionConfig(retention_ratio=0.2)
-    expected = compress(features, config).tokens
-    assert torch.equal(features, before)
-    strided = torch.stack([features, features], dim=-1)[..., 0]
-    assert not strided.is_contiguous()
-    assert torch.equal(compress(strided, config).tokens, expected)
+    for config in (setting(method, 16, retention_ratio=ratio) for ratio in (0.02, 0.2, 0.7)):
+        expected = compress(features, config)
+        assert torch.equal(features, before)
+        for order in ((0, 1, 2), (1, 0, 2), (2, 0, 1), (2, 1, 0)):
+            back = torch.tensor(order).argsort().tolist()
+            permuted = features.permute(order).contiguous().permute(back)
+            for view in (permuted, torch.stack([permuted, permuted], dim=-1)[..., 0]):
+                result = compress(view, config)
+                assert torch.equal(result.positions, expected.positions)
+                torch.testing.assert_close(result.tokens, expected.tokens, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("method", SIZED)
