@@ -20,6 +20,13 @@ DEMO = tiny_model_path().parent / "demo.mp4"
 CONFIG = CompressionConfig(retention_ratio=0.1)
 
 
+def test_it_shows_methods_that_need_more_than_tokens():
+    config = CompressionConfig(method="visionzip", retention_ratio=0.1)
+    shown = look(VideoQA.from_pretrained(), DEMO, config, "What color is the circle?", (0.2,))
+    assert sum(shown.kept_per_frame()) == 20
+    assert shown.answers[0][1].kept_tokens == 40
+
+
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     """The folder that a run of the command leaves."""
