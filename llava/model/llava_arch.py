@@ -171,22 +171,22 @@ class LlavaMetaForCausalLM:
     ) -> list[tuple[torch.Tensor, dict[str, torch.Tensor]]]:
         """(frames or crops, tokens, hidden_size) of each item, and the signals that its method needs, in this layout.
 
-        The tower takes all videos, then all images together.
+        The tower takes all images together, which may be of one crop each, but videos one by one: their frames are
+        enough to keep it busy, and need not be copied next to each other.
         """
         features: dict[int, tuple[torch.Tensor, dict[str, torch.Tensor]]] = {}
-        for pool in (True, False):
-            chosen = [index for index, item in enumerate(items) if (item.modality == "video") == pool]
-            if not chosen:
-                continue
+        images = [index for index, item in enumerate(items) if item.modality != "video"]
+        groups = [[index] for index, item in enumerate(items) if item.modality == "video"]
+        for chosen in [*groups, images] if images else groups:
             pixels = [items[index].pixels for index in chosen]
             lengths = [len(item) for item in pixels]
-            signals: dict[str, list[torch.Tensor]] = {
-                name: [] for index in chosen for name in needed_signals(configs[index])
-            }
-            encoded = self.encode_frames(torch.cat(pixels) if len(pixels) > 1 else pixels[0], pool, signals)
+            needed = {index: needed_signals(configs[index]) for index in chosen}
+            signals: dict[str, list[torch.Tensor]] = {name: [] for names in needed.values() for name in names}
+            together = torch.cat(pixels) if len(pixels) > 1 else pixels[0]
+            encoded = self.encode_frames(together, items[chosen[0]].modality == "video", signals)
             parts = {name: torch.cat(chunks).split(lengths) for name, chunks in signals.items()}
             for place, (index, own) in enumerate(zip(chosen, encoded.split(lengths), strict=True)):
-                features[index] = own, {name: parts[name][place] for name in needed_signals(configs[index])}
+                features[index] = own, {name: parts[name][place] for name in needed[index]}
         return [features[index] for index in range(len(items))]
 
     def _source_tokens(self, item: VisualItem, features: torch.Tensor) -> SourceTokens:
