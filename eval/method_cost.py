@@ -22,6 +22,7 @@ from docs.methods import documentation
 from eval.bench_compress import synthetic_features
 from llava.errors import ConfigError
 from llava.token_compression import CompressionConfig, list_methods
+from llava.token_compression.inner import InnerVideo
 from llava.token_compression.inputs import SHAPES
 from llava.token_compression.registry import get_method
 
@@ -60,6 +61,8 @@ class Meter(TorchDispatchMode):
 def count(name: str, frames: int, tokens_per_frame: int) -> Count:
     """What choosing a fifth of the tokens of one synthetic video takes, without the final merge.
 
+    Of a method that prunes inside the language model it is that choice, with one head, and all tokens having entered.
+
     Raises:
         ConfigError: the method needs more than the tokens.
     """
@@ -74,6 +77,13 @@ def count(name: str, frames: int, tokens_per_frame: int) -> Count:
     }
     features = synthetic_features(frames, tokens_per_frame, DIM)
     config = CompressionConfig(method=name, retention_ratio=1.0 if name == "none" else RATIO)
+    if method.before is not None:
+        video = InnerVideo(
+            torch.rand(1, frames * tokens_per_frame, generator=generator), features.flatten(0, 1), config.options
+        )
+        with torch.no_grad(), Meter() as meter:
+            method.keep(video, config.options.left(config, frames * tokens_per_frame))
+        return Count(meter.operations, meter.memory)
     with torch.no_grad(), Meter() as meter:
         method.keep(features, config, config.budget(frames * tokens_per_frame), **inputs)
     return Count(meter.operations, meter.memory)

@@ -32,11 +32,13 @@ class VisualTokens:
         embeds: (kept, dim) kept tokens and newlines, in order.
         positions: (kept,) int64, the place each one has in the item's uncompressed sequence.
         length: tokens and newlines of the uncompressed sequence.
+        compressed: (kept,) bool, the tokens of what is compressed, without newlines.
     """
 
     embeds: torch.Tensor
     positions: torch.Tensor
     length: int
+    compressed: torch.Tensor
 
 
 def merge_type(config: Any) -> str:
@@ -76,7 +78,11 @@ def newline_period(config: Any, frames: int, tokens_per_frame: int) -> int | Non
 
 
 def insert_newlines(
-    tokens: torch.Tensor, positions: torch.Tensor, source: SourceTokens, newline: torch.Tensor | None
+    tokens: torch.Tensor,
+    positions: torch.Tensor,
+    source: SourceTokens,
+    newline: torch.Tensor | None,
+    compressed: bool = False,
 ) -> VisualTokens:
     """Put a newline after the last kept token of every period that kept any.
 
@@ -87,10 +93,11 @@ def insert_newlines(
         positions: (kept,) int64, strictly increasing index of each token among the source's.
         source: what the tokens were kept of.
         newline: (dim,) the newline's embedding; may be None where `source.period` is.
+        compressed: whether it is an image or video that compression applies to.
     """
     total = source.tokens.shape[0] * source.tokens.shape[1]
     if source.period is None or newline is None:
-        return VisualTokens(tokens, positions, total)
+        return VisualTokens(tokens, positions, total, torch.full_like(positions, compressed, dtype=torch.bool))
     row = (positions - source.base).div(source.period, rounding_mode="floor")  # (kept,), negative in the base
     ends = row >= 0
     ends[:-1] &= row[1:] != row[:-1]  # is this the last kept token of its row?
@@ -105,4 +112,5 @@ def insert_newlines(
     places = positions.new_empty(length)
     places[token_at] = positions + row.clamp_min(0)  # every earlier row has a newline in the source
     places[newline_at] = source.base + (row[ends] + 1) * source.period + row[ends]
-    return VisualTokens(embeds, places, total + (total - source.base) // source.period)
+    marks = torch.zeros_like(places, dtype=torch.bool).index_fill_(0, token_at, compressed)
+    return VisualTokens(embeds, places, total + (total - source.base) // source.period, marks)

@@ -11,6 +11,7 @@ Every file of this folder is imported with the package, so that is all there is 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -54,14 +55,17 @@ class Method:
         options: a frozen dataclass of the settings that only this method has, all with defaults; `keep` finds an
             instance of it in `config.options`.
         merge: whether the final merge of all source tokens is part of it; `CompressionConfig(merge=...)` overrides it.
+        before: for a method that prunes inside the language model, the one that shortens the video before it; then
+            `keep` is called as inner.py says.
     """
 
-    keep: Callable[..., Kept]
+    keep: Callable[..., Any]
     inputs: tuple[str, ...]
     takes_threshold: bool
     any_dtype: bool
     options: type | None = None
     merge: bool = True
+    before: str | None = None
 
     def needed(self, options: object) -> tuple[str, ...]:
         """Names of the further inputs under these options, whose class has an attribute `inputs` where they matter."""
@@ -78,13 +82,14 @@ def register(
     any_dtype: bool = False,
     options: type | None = None,
     merge: bool = True,
-) -> Callable[[Callable[..., Kept]], Callable[..., Kept]]:
+    before: str | None = None,
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register the decorated function as compression method `name`; the arguments are described at `Method`."""
 
-    def add(keep: Callable[..., Kept]) -> Callable[..., Kept]:
+    def add(keep: Callable[..., Any]) -> Callable[..., Any]:
         if name in _methods:
             raise ValueError(f"A compression method named {name!r} exists already.")
-        _methods[name] = Method(keep, inputs, takes_threshold, any_dtype, options, merge)
+        _methods[name] = Method(keep, inputs, takes_threshold, any_dtype, options, merge, before)
         return keep
 
     return add

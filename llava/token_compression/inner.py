@@ -1,0 +1,127 @@
+"""What the methods have in common that prune inside the language model, between two of its layers.
+
+Such a method is registered with the name of the one that shortens the video before the language model; "none" where it
+sees all tokens. The decorated function then chooses among the tokens that entered:
+
+    @register("recent", options=RecentOptions, merge=False, before="none")
+    def recent(video, count):
+        return Survivors(torch.arange(len(video.hidden))[-count:])
+
+with options that derive from `InnerOptions`.
+"""
+
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from llava.errors import ConfigError
+from llava.instrument import active
+from llava.token_compression.config import CompressionConfig
+from llava.token_compression.registry import get_method
+
+
+@dataclass(frozen=True)
+class InnerVideo:
+    """One video in the language model, between two layers.
+
+    Attributes:
+        attention: (heads, tokens) float32, what the last token of the prompt pays to each token of the video in the
+            layer before. With what it pays to the text the sum over a head is 1.
+        hidden: (tokens, dim) hidden states that enter the layer, in the model's dtype.
+        options: those of the method.
+    """
+
+    attention: Tensor
+    hidden: Tensor
+    options: Any
+
+
+@dataclass(frozen=True)
+class Survivors:
+    """What goes on.
+
+    Attributes:
+        kept: (count,) int64, strictly increasing, among the tokens of the video.
+        hidden: (count, dim) their hidden states, where they are changed.
+    """
+
+    kept: Tensor
+    hidden: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class InnerOptions:
+    """Options of a method that prunes inside the language model.
+
+    Attributes:
+        layer: the first one, counted from 0, that sees fewer tokens. None is the published one, at the same share of
+            the depth in models that have not as many layers as the published one.
+    """
+
+    layer: int | None = None
+
+    published: ClassVar[tuple[int, int]]
+    """The layer, and how many there are."""
+
+    def __post_init__(self) -> None:
+        if self.layer is not None and self.layer < 1:
+            raise ConfigError(f"layer must be at least 1, as it is chosen by the layer before; got {self.layer!r}.")
+
+    def layer_of(self, layers: int) -> int:
+        """The layer in a model of so many.
+
+        Raises:
+            ConfigError: it has not so many.
+        """
+        if self.layer is None:
+            layer, of = self.published
+            return min(max(1, round(layer * layers / of)), layers - 1)
+        if self.layer >= layers:
+            raise ConfigError(f"layer is {self.layer}, but the language model has only {layers}, counted from 0.")
+        return self.layer
+
+    def left(self, config: CompressionConfig, entered: int) -> int:
+        """How many of a video's tokens that entered the language model are left from the layer on."""
+        raise NotImplementedError
+
+
+def before_model(config: CompressionConfig) -> CompressionConfig:
+    """What of a configuration is done before the language model; all of it, if the method does nothing inside."""
+    method = get_method(config.method)
+    if method.before is None:
+        return config
+    if method.before == "none":
+        return replace(config, method="none", retention_ratio=None, retained_tokens=None, options=None)
+    kind = get_method(method.before).options
+    given = {field.name: getattr(config.options, field.name) for field in fields(kind)} if kind else None
+    return replace(config, method=method.before, options=given)
+
+
+def refuse_inner(config: CompressionConfig) -> None:
+    """Refuse, with a ConfigError, a method that prunes inside the language model where there is none of ours."""
+    method = get_method(config.method)
+    if method.before is not None:
+        first = "" if method.before == "none" else f" {method.before!r} is what it does before."
+        raise ConfigError(
+            f"Method {config.method!r} prunes inside the language model, which only works with the models of "
+            f"llava.model.builder.load_pretrained_model: with model.generate or VideoQA.ask.{first}"
+        )
+
+
+def note_inner(config: CompressionConfig, layers: int) -> None:
+    """Add to the figures of the video that was compressed last what a language model of so many layers does with it.
+
+    Raises:
+        ConfigError: the method prunes inside it, and is asked for a layer or a number of tokens that there is not.
+    """
+    method, recorder = get_method(config.method), active()
+    if method.before is None:
+        return
+    layer = config.options.layer_of(layers)
+    if recorder is not None:
+        stats = recorder.compressions[-1]
+        left = config.options.left(config, stats.kept_tokens)
+        average = (layer * stats.kept_tokens + (layers - layer) * left) / layers
+        if left < stats.kept_tokens:
+            recorder.compressions[-1] = replace(stats, layer=layer, average_tokens=average)
