@@ -81,6 +81,10 @@ class InnerOptions:
             raise ConfigError(f"layer is {self.layer}, but the language model has only {layers}, counted from 0.")
         return self.layer
 
+    def entering(self, config: CompressionConfig) -> CompressionConfig:
+        """The configuration with the size of what enters the language model."""
+        return config
+
     def left(self, config: CompressionConfig, entered: int) -> int:
         """How many of a video's tokens that entered the language model are left from the layer on."""
         raise NotImplementedError
@@ -95,7 +99,7 @@ def before_model(config: CompressionConfig) -> CompressionConfig:
         return replace(config, method="none", retention_ratio=None, retained_tokens=None, options=None)
     kind = get_method(method.before).options
     given = {field.name: getattr(config.options, field.name) for field in fields(kind)} if kind else None
-    return replace(config, method=method.before, options=given)
+    return replace(config.options.entering(config), method=method.before, options=given)
 
 
 def refuse_inner(config: CompressionConfig) -> None:

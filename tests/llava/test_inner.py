@@ -228,8 +228,7 @@ def test_what_it_cannot_do_is_refused(model, make_video):
             model.read_prefix(PROMPT, **arguments)
         cache = model(PROMPT, use_cache=True, **arguments).past_key_values
         with pytest.raises(UserError, match="after others in a cache"):
-            ids = torch.tensor([[5, IMAGE, 6]])
-            model(ids, past_key_values=cache, **arguments)
+            model(torch.tensor([[5, IMAGE, 6]]), past_key_values=cache, **arguments)
         cache.layers[0].crop(-1)  # as older versions of transformers cut to a length
         with pytest.raises(UserError, match="The cache was cut"):
             model(torch.tensor([[5]]), past_key_values=cache)

@@ -125,8 +125,8 @@ class LlavaGenerationMixin:
         config = self.compression_config()
         if config is not None and get_method(config.method).before is not None:
             raise ConfigError(
-                f"Method {config.method!r} prunes the video by what comes after it, so that it cannot be read before the "
-                "question: use VideoQA.ask, or generate without a prefix."
+                f"Method {config.method!r} prunes the video by what comes after it, so that it cannot be read before "
+                "the question: use VideoQA.ask, or generate without a prefix."
             )
 
     def _spliced_row(
