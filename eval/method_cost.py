@@ -22,9 +22,9 @@ from docs.methods import documentation
 from eval.bench_compress import synthetic_features
 from llava.errors import ConfigError
 from llava.token_compression import CompressionConfig, list_methods
-from llava.token_compression.inner import InnerVideo
+from llava.token_compression.inner import DecodingStep, InnerVideo
 from llava.token_compression.inputs import SHAPES
-from llava.token_compression.registry import get_method
+from llava.token_compression.registry import Method, get_method
 
 DIM, RATIO = 64, 0.2
 SIZES = {"base": (8, 64), "twice the frames": (16, 64), "four times the tokens": (8, 256)}
@@ -82,11 +82,22 @@ def count(name: str, frames: int, tokens_per_frame: int) -> Count:
             torch.rand(1, frames * tokens_per_frame, generator=generator), features.flatten(0, 1), config.options
         )
         with torch.no_grad(), Meter() as meter:
-            method.keep(video, config.options.left(config, frames * tokens_per_frame))
+            _prune(method, video, config)
         return Count(meter.operations, meter.memory)
     with torch.no_grad(), Meter() as meter:
         method.keep(features, config, config.budget(frames * tokens_per_frame), **inputs)
     return Count(meter.operations, meter.memory)
+
+
+def _prune(method: Method, video: InnerVideo, config: CompressionConfig) -> None:
+    """Let a method choose inside the language model."""
+    left = config.options.left(config, len(video.hidden))
+    if not config.options.while_decoding:
+        method.keep(video, left)
+        return
+    everything = torch.ones_like(video.attention, dtype=torch.bool)
+    counts, previous = torch.tensor([left]), video.attention.flip(1)
+    method.keep(DecodingStep(video.attention, previous, everything, counts, everything, config.options))
 
 
 def stated(name: str) -> tuple[str, str]:

@@ -2,7 +2,7 @@
 the question attends to least, each of which is merged into the most similar one that stays.
 
 Source: HoliTom, arXiv 2505.21334, both parts.
-Cost: O(T K D) operations, O(T K + T D) memory.
+Cost: O(T K D) operations, O(T^2 + T D) memory.
 Prunes: before the language model as "holitom", to the size of the configuration; then between two layers of it
 (`layer`, 18 of 28), to `inner_share` of that.
 

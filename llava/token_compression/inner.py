@@ -7,7 +7,7 @@ sees all tokens. The decorated function then chooses among the tokens that enter
     def recent(video, count):
         return Survivors(torch.arange(len(video.hidden))[-count:])
 
-with options that derive from `InnerOptions`.
+with options that derive from `InnerOptions`, where `while_decoding` is for methods that prune for each new token.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -51,6 +51,28 @@ class Survivors:
 
 
 @dataclass(frozen=True)
+class DecodingStep:
+    """One new token in each row of a batch, before a layer of the language model.
+
+    Attributes:
+        attention: (rows, tokens) float32, what it pays to each token of the prompt in the layer before, the mean over
+            its heads.
+        previous: the same of the token before it, if that came after the prompt too.
+        videos: (rows, tokens) bool, where the tokens of videos are.
+        counts: (rows,) int64, how many of them it is to see.
+        seen: (rows, tokens) bool, which ones the token before it saw, None like `previous`.
+        options: those of the method.
+    """
+
+    attention: Tensor
+    previous: Tensor | None
+    videos: Tensor
+    counts: Tensor
+    seen: Tensor | None
+    options: Any
+
+
+@dataclass(frozen=True)
 class InnerOptions:
     """Options of a method that prunes inside the language model.
 
@@ -63,6 +85,10 @@ class InnerOptions:
 
     published: ClassVar[tuple[int, int]]
     """The layer, and how many there are."""
+
+    while_decoding: ClassVar[bool] = False
+    """Whether the prompt is read in full, and each new token sees fewer tokens: the decorated function is then called
+    with a `DecodingStep` alone, and returns (rows, tokens) bool, which tokens of videos it sees."""
 
     def __post_init__(self) -> None:
         if self.layer is not None and self.layer < 1:
@@ -127,5 +153,5 @@ def note_inner(config: CompressionConfig, layers: int) -> None:
         stats = recorder.compressions[-1]
         left = config.options.left(config, stats.kept_tokens)
         average = (layer * stats.kept_tokens + (layers - layer) * left) / layers
-        if left < stats.kept_tokens:
+        if left < stats.kept_tokens and not config.options.while_decoding:
             recorder.compressions[-1] = replace(stats, layer=layer, average_tokens=average)

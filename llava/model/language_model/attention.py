@@ -26,36 +26,36 @@ def kernel(config: Any) -> str:
     )
 
 
-def row_attention(
+def attention_rows(
     layer: Any, hidden: Tensor, rotary: tuple[Tensor, Tensor], query: Tensor, valid: Tensor, keys: Tensor | None = None
 ) -> Tensor:
-    """What one token of each row pays in a layer to all tokens up to itself.
+    """What some tokens of each row pay in a layer to all tokens up to themselves.
 
     Args:
         layer: of the decoder.
         hidden: (rows, tokens, dim) that enter it.
         rotary: cosines and sines (rows or 1, tokens, dim of a head).
-        query: (rows,) int64, the place of the token.
+        query: (rows, queries) int64, the places of these tokens.
         valid: (rows, earlier tokens + tokens) bool, False for padding.
         keys: (rows, heads of keys, earlier tokens, dim of a head), rotated, of tokens before these.
 
     Returns:
-        (rows, heads, earlier tokens + tokens) float32, of which each row of a head has the sum 1.
+        (rows, heads, queries, earlier tokens + tokens) float32, with the sum 1 over all of these tokens.
     """
     attention = layer.self_attn
     rows, tokens = hidden.shape[:2]
     normed = layer.input_layernorm(hidden)
-    own = torch.arange(rows, device=normed.device), query.to(normed.device)
+    own = torch.arange(rows, device=normed.device)[:, None], query.to(normed.device)
     cos, sin = (part.to(normed.device).expand(rows, -1, -1) for part in rotary)
-    queries = attention.q_proj(normed[own]).view(rows, -1, 1, attention.head_dim)
+    queries = attention.q_proj(normed[own]).view(rows, query.shape[1], -1, attention.head_dim).transpose(1, 2)
     new = attention.k_proj(normed).view(rows, tokens, -1, attention.head_dim).transpose(1, 2)
-    queries, _ = apply_rotary_pos_emb(queries, queries, cos[own].unsqueeze(1), sin[own].unsqueeze(1))
+    queries, _ = apply_rotary_pos_emb(queries, queries, cos[own], sin[own])
     _, new = apply_rotary_pos_emb(new, new, cos, sin)
     keys = new if keys is None else torch.cat([keys, new], dim=2)
-    grouped = queries.view(rows, keys.shape[1], -1, attention.head_dim).float()  # heads that share their keys
-    scores = (grouped @ keys.float().mT).flatten(1, 2) * attention.scaling
-    last = own[1] + keys.shape[2] - tokens
-    seen = valid.to(last.device) & (torch.arange(keys.shape[2], device=last.device) <= last[:, None])
+    grouped = queries.reshape(rows, keys.shape[1], -1, attention.head_dim).float()  # heads that share their keys
+    scores = (grouped @ keys.float().mT).view(rows, -1, query.shape[1], keys.shape[2]) * attention.scaling
+    last = (own[1] + keys.shape[2] - tokens).unsqueeze(2)
+    seen = valid.to(last.device).unsqueeze(1) & (torch.arange(keys.shape[2], device=last.device) <= last)
     return scores.masked_fill(~seen.unsqueeze(1), -torch.inf).softmax(dim=-1)
 
 
@@ -64,11 +64,11 @@ def mask_for(kind: str, valid: Tensor, full: bool, queries: int, hidden: Tensor)
 
     Args:
         kind: what `kernel` returned.
-        valid: (rows, tokens) bool, False for what none of them sees.
+        valid: (rows, tokens) bool, False for what none of them sees, or (rows, queries, tokens); not so for "flash".
         full: whether all are valid.
         hidden: what enters the layer, for dtype and device.
     """
-    tokens = valid.shape[1]
+    tokens = valid.shape[-1]
     if full and (kind == "flash" or queries == 1 or (kind == "sdpa" and queries == tokens)):
         return None
     valid = valid.to(hidden.device)
@@ -76,7 +76,8 @@ def mask_for(kind: str, valid: Tensor, full: bool, queries: int, hidden: Tensor)
         return valid
     place = torch.arange(tokens, device=valid.device)
     own = place[tokens - queries :, None]
-    seen = (valid[:, None, None, :] & (place <= own)) | (place == own)  # itself, so that none sees nothing at all
+    seen = valid if valid.dim() == 3 else valid.unsqueeze(1)
+    seen = ((seen & (place <= own)) | (place == own)).unsqueeze(1)  # itself, so that none sees nothing at all
     if kind == "sdpa":
         return seen
     return torch.zeros_like(seen, dtype=hidden.dtype).masked_fill_(~seen, torch.finfo(hidden.dtype).min)

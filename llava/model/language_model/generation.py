@@ -10,6 +10,8 @@ from transformers import DynamicCache, GenerationConfig, Qwen2ForCausalLM
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.errors import ConfigError, UserError
 from llava.model.items import Images, visual_items
+from llava.model.language_model.inner_decoding import Decoding
+from llava.model.language_model.inner_reading import ATTRIBUTE
 from llava.model.language_model.prefix import VisualPrefix
 from llava.model.newlines import VisualTokens
 from llava.model.splice import PaddedBatch
@@ -120,6 +122,14 @@ class LlavaGenerationMixin:
             past_key_values=cache,
         )
         return VisualPrefix(ids, encoded, source_positions, prompt.embeds.shape[1], cache)
+
+    def _reorder_cache(self, cache: Any, beams: torch.Tensor) -> Any:
+        """Let a cache and what it knows of pruning go on with these of its rows; beam search calls this."""
+        cache.reorder_cache(beams)
+        state = vars(cache).get(ATTRIBUTE)
+        if isinstance(state, Decoding):
+            state.reorder(beams)
+        return cache
 
     def _check_independent_of_question(self: Any) -> None:
         config = self.compression_config()

@@ -1,65 +1,21 @@
-"""Prune video tokens between two layers of the language model, by hooks that last for one forward pass.
-
-While a prompt is read, the layers from the pruning one on get fewer tokens, with the rotary positions that these had;
-their caches are shorter than those of the layers before. The cache remembers which of their places are padding, and
-nothing is pruned while it is continued: later tokens only need masks of the right length.
-"""
+"""Methods that prune inside the language model: the hooks that one forward pass needs, if any."""
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from llava.errors import UserError
-from llava.model.language_model.attention import kernel, mask_for, row_attention
+from llava.model.language_model.inner_decoding import Answering, Decoding
+from llava.model.language_model.inner_reading import ATTRIBUTE, Continuing, Hook, Hooks, Prompt, Reading
 from llava.token_compression import CompressionConfig
-from llava.token_compression.inner import InnerVideo
 from llava.token_compression.registry import get_method
-
-ATTRIBUTE = "_llava_inner"
-"""Where a cache keeps its `Shorter`; absent where all layers hold the same tokens."""
-
-Hook = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """The prompts of a batch.
-
-    Attributes:
-        videos: (rows, length) int64, which video of its prompt each token belongs to, from 1 on; 0 for others.
-        mask: (rows, length + continuation), 0 for padding, or None.
-        continuation: tokens of the pass that come after the prompt.
-    """
-
-    videos: Tensor
-    mask: Tensor | None
-    continuation: int = 0
-
-
-@dataclass(frozen=True)
-class Shorter:
-    """What a cache knows of its layers that hold fewer tokens.
-
-    Attributes:
-        layer: the first of them.
-        prompt: tokens in the layers before it when the others were pruned.
-        valid: (rows, short) bool, those left of them; False for padding.
-        full: whether there is no padding.
-    """
-
-    layer: int
-    prompt: int
-    valid: Tensor
-    full: bool
 
 
 @contextlib.contextmanager
-def hooked(hooks: list[tuple[Any, Hook]]) -> Iterator[None]:
+def hooked(hooks: Hooks) -> Iterator[None]:
     """Put hooks in front of layers for the passes of this thread inside the block."""
     thread = threading.get_ident()
 
@@ -72,135 +28,6 @@ def hooked(hooks: list[tuple[Any, Hook]]) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-class Reading:
-    """One pass over prompts, in which video tokens are pruned.
-
-    Args:
-        decoder: the language model without its head.
-        config: a method that prunes inside.
-        prompt: the prompts.
-        length: tokens of the pass.
-
-    Raises:
-        UserError: the attention has a kernel, or the model layers, for which this does not work.
-        ConfigError: a layer or a size that there is not.
-    """
-
-    def __init__(self, decoder: Any, config: CompressionConfig, prompt: Prompt, length: int):
-        self.method, self.options, self.continuation = get_method(config.method), config.options, prompt.continuation
-        self.layers, self.kind = decoder.layers, kernel(decoder.config)
-        if any(kind != "full_attention" for kind in decoder.config.layer_types):
-            raise UserError(f"Method {config.method!r} does not work with layers of sliding attention.")
-        self.layer = self.options.layer_of(len(self.layers))
-        self.valid = prompt.videos.new_ones((len(prompt.videos), length), dtype=torch.bool)
-        if prompt.mask is not None:
-            self.valid = prompt.mask.bool()
-        self.counts: list[list[tuple[Tensor, int]]] = []  # by row and video: places of its tokens, how many go on
-        for row in prompt.videos:
-            places = [(row == video).nonzero()[:, 0] for video in range(1, int(row.max()) + 1)]
-            self.counts.append([(place, self.options.left(config, len(place))) for place in places if len(place)])
-
-    @property
-    def prunes(self) -> bool:
-        """Whether any token is dropped."""
-        return any(count < len(places) for row in self.counts for places, count in row)
-
-    def hooks(self) -> list[tuple[Any, Hook]]:
-        """What to put in front of which layers."""
-        later = [(layer, self._replace) for layer in self.layers[self.layer + 1 :]]
-        return [(self.layers[self.layer - 1], self._look), (self.layers[self.layer], self._shorten), *later]
-
-    def _look(self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Compute what the last token of each prompt attends to."""
-        place = torch.arange(self.valid.shape[1], device=self.valid.device)
-        last = (place * self.valid).amax(dim=1) - self.continuation
-        with torch.no_grad():
-            self.attention = row_attention(layer, args[0], kwargs["position_embeddings"], last, self.valid)
-
-    def _shorten(self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Drop tokens, and adapt everything else to those that are left."""
-        hidden = args[0].clone()
-        kept = [self._kept(row, hidden[row]) for row in range(len(hidden))]
-        longest = max(len(places) for places in kept)
-        index = hidden.new_zeros((len(kept), longest), dtype=torch.int64)
-        valid = torch.zeros_like(index, dtype=torch.bool)
-        for row, places in enumerate(kept):  # a row with fewer tokens than others is padded on the left
-            index[row, longest - len(places) :] = places
-            valid[row, longest - len(places) :] = self.valid[row].to(places.device)[places]
-        rows = torch.arange(len(kept), device=index.device)[:, None]
-        full = bool(valid.all())
-        cache = kwargs.get("past_key_values")
-        if cache is not None:
-            setattr(cache, ATTRIBUTE, Shorter(self.layer, args[0].shape[1], valid, full))
-        rotary = tuple(part.expand(len(kept), -1, -1)[rows, index] for part in kwargs["position_embeddings"])
-        mask = mask_for(self.kind, valid, full, longest, hidden)
-        # Position ids are used up by now, but kernels take gaps in them for the beginning of another text.
-        self.replaced = {"attention_mask": mask, "position_embeddings": rotary, "position_ids": None}
-        return (hidden[rows, index], *args[1:]), {**kwargs, **self.replaced}
-
-    def _replace(self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return args, {**kwargs, **self.replaced}
-
-    def _kept(self, row: int, hidden: Tensor) -> Tensor:
-        """The places (left,) int64 of a row's tokens that go on, whose hidden states (length, dim) are changed."""
-        dropped = torch.zeros(len(hidden), dtype=torch.bool, device=hidden.device)
-        for places, count in self.counts[row]:
-            if count == len(places):
-                continue
-            places = places.to(hidden.device)
-            attention = self.attention[row].to(hidden.device)[:, places]
-            survivors = self.method.keep(InnerVideo(attention, hidden[places], self.options), count)
-            dropped[places] = True
-            dropped[places[survivors.kept]] = False
-            if survivors.hidden is not None:
-                hidden[places[survivors.kept]] = survivors.hidden.to(hidden)
-        return (~dropped).nonzero()[:, 0]
-
-
-class Continuing:
-    """One pass over tokens that come after what a cache of unequal layers holds.
-
-    Args:
-        decoder: the language model without its head.
-        cache: with a `Shorter`.
-        mask: (rows, tokens in the cache and of this pass) with 0 for padding, or None.
-        length: tokens of this pass.
-
-    Raises:
-        UserError: the cache was changed meanwhile.
-    """
-
-    def __init__(self, decoder: Any, cache: Any, mask: Tensor | None, length: int):
-        self.state: Shorter = vars(cache)[ATTRIBUTE]
-        self.layers, self.kind, self.length = decoder.layers[self.state.layer :], kernel(decoder.config), length
-        later = cache.get_seq_length() - self.state.prompt
-        rows, short = self.state.valid.shape
-        held = cache.layers[self.state.layer]
-        if later < 0 or held.get_seq_length() != short + later or len(held.keys) != rows:
-            raise UserError(
-                "The cache was cut or its rows changed after tokens were pruned inside the language model, where its "
-                "layers hold different numbers of tokens; generate without an assistant model and prompt_lookup."
-            )
-        new = self.state.valid.new_ones((rows, later + length))
-        if mask is not None and mask.shape == (rows, self.state.prompt + later + length):
-            new = mask[:, self.state.prompt :].bool().to(new.device)
-        self.full = self.state.full and bool(new.all())
-        self.valid = torch.cat([self.state.valid, new], dim=1)
-        self.mask: Any = None
-
-    def hooks(self) -> list[tuple[Any, Hook]]:
-        """What to put in front of which layers."""
-        first, *later = self.layers
-        return [(first, self._build), *[(layer, self._replace) for layer in later]]
-
-    def _build(self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        self.mask = mask_for(self.kind, self.valid, self.full, self.length, args[0])
-        return self._replace(layer, args, kwargs)
-
-    def _replace(self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return args, {**kwargs, "attention_mask": self.mask, "position_ids": None}
 
 
 def inner_pass(
@@ -246,11 +73,12 @@ def inner_pass(
                 f"Method {config.method!r} leaves fewer tokens in some layers, which a static cache has no place for: "
                 "leave out cache_implementation."
             )
-        reading = Reading(decoder, config, prompt, length)
+        reading = (Answering if config.options.while_decoding else Reading)(decoder, config, prompt, length)
         return hooked(reading.hooks()) if reading.prunes else contextlib.nullcontext()
-    if cache is not None and ATTRIBUTE in vars(cache):
-        return hooked(Continuing(decoder, cache, mask, length).hooks())
-    return contextlib.nullcontext()
+    state = None if cache is None else vars(cache).get(ATTRIBUTE)
+    if isinstance(state, Decoding):
+        return hooked(state.step(decoder, cache, mask, length))
+    return contextlib.nullcontext() if state is None else hooked(Continuing(decoder, cache, mask, length).hooks())
 
 
 def _has_videos(prompt: Prompt, past: int) -> bool:

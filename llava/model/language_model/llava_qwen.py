@@ -14,7 +14,8 @@ from llava.errors import UserError
 from llava.instrument import stage
 from llava.model.items import Images
 from llava.model.language_model.generation import CACHE, LlavaGenerationMixin
-from llava.model.language_model.inner import Prompt, inner_pass
+from llava.model.language_model.inner import inner_pass
+from llava.model.language_model.inner_reading import Prompt
 from llava.model.llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
 
 
