@@ -236,7 +236,7 @@ class VideoQA:
         whole = self._tokens(self._prompt(question, len(inputs.items), continuation))
         target = whole[:, inputs.input_ids.shape[1] :]
         count = target.shape[1]
-        output = self.model(whole, **inputs.arguments(), logits_to_keep=count + 1, use_cache=False)
+        output = self.model(whole, **inputs.arguments(), logits_to_keep=count + 1, use_cache=False, continuation=count)
         logits = output.logits[0, :-1].float()  # (count, vocabulary): the token after each position but the last
         loss = cross_entropy(logits, target[0])
         return float(loss), bool((logits.argmax(-1) == target[0]).all())

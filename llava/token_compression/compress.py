@@ -34,6 +34,7 @@ class CompressionStats:
             without one.
         milliseconds: wall-clock time of the call; on CUDA that from when the device gets to it until it is done.
         layer: the language model's first layer that sees fewer tokens than `kept_tokens`; None if all see as many.
+        final_tokens: tokens that its last layer sees of a prompt.
         average_tokens: tokens that a layer of the language model sees of a prompt, on average over the layers.
     """
 
@@ -44,6 +45,7 @@ class CompressionStats:
     similarity_threshold: float | None
     milliseconds: float
     layer: int | None
+    final_tokens: int
     average_tokens: float
 
 
@@ -103,6 +105,7 @@ def compress(features: Tensor, config: CompressionConfig, **inputs: object) -> C
         similarity_threshold=kept.similarity_threshold,
         milliseconds=milliseconds,
         layer=None,
+        final_tokens=len(tokens),
         average_tokens=float(len(tokens)),
     )
     recorder = active()

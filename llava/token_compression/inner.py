@@ -154,4 +154,4 @@ def note_inner(config: CompressionConfig, layers: int) -> None:
         left = config.options.left(config, stats.kept_tokens)
         average = (layer * stats.kept_tokens + (layers - layer) * left) / layers
         if left < stats.kept_tokens and not config.options.while_decoding:
-            recorder.compressions[-1] = replace(stats, layer=layer, average_tokens=average)
+            recorder.compressions[-1] = replace(stats, layer=layer, final_tokens=left, average_tokens=average)
