@@ -3,6 +3,8 @@
 import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM, StaticCache
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_attention_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from llava.assets import tiny_model_path
 from llava.constants import IMAGE_TOKEN_INDEX as IMAGE
@@ -367,15 +369,48 @@ def test_without_the_language_model_it_is_refused(name, make_llava, make_video):
         pass
 
 
-def test_a_likelihood_goes_by_the_question_alone(make_video):
-    """What is left of the video must not depend on the answer that is scored."""
+@pytest.mark.parametrize("method", ["fastv", "dycoke"])
+def test_a_likelihood_is_that_of_generation(method):
+    """What is left of the video does not depend on the answer that is scored."""
     qa = VideoQA.from_pretrained(device="cpu")
     clip, question = tiny_model_path().parent / "demo.mp4", "What color is the square?"
-    seen = []
-    for method in ("fastv", "none"):
-        settings = {"method": method} if method == "none" else {"method": method, "retained_tokens": 4}
-        with compression(qa.model, **settings):
-            answer = qa.generate(question, clip, max_new_tokens=8)
-            seen.append(qa.score(question, answer, clip))
-            assert seen[-1][1]  # greedy decoding gives what it gave
-    assert seen[0] != seen[1]
+    with compression(qa.model, method=method, retained_tokens=20):
+        inputs = qa.prepare(question, clip)
+        output = qa.model.generate(inputs.input_ids, **inputs.arguments(), max_new_tokens=8, **OUTPUT)
+        answer = qa.tokenizer.decode(output.sequences[0], skip_special_tokens=True)
+        loss, greedy = qa.score(question, answer, clip)
+    assert greedy
+    assert loss == pytest.approx(float(-logits_of(output).log_softmax(-1).amax(-1).mean()), rel=1e-4)
+
+
+def flash_like(module, query, key, value, attention_mask, scaling, position_ids=None, **_):
+    """As kernels of flash attention are called: masks of padding alone, and gaps in positions begin another text."""
+    tokens, queries = key.shape[2], query.shape[2]
+    if position_ids is not None:
+        assert position_ids.shape[1] == queries
+        assert queries == 1 or len(query) > 1 or (position_ids.diff() == 1).all()
+    place = torch.arange(tokens)
+    seen = (place <= place[tokens - queries :, None]).expand(len(query), 1, -1, -1)
+    if attention_mask is not None:
+        assert attention_mask.shape == (len(query), tokens)
+        seen = seen & attention_mask.bool()[:, None, None, :]
+    key, value = (part.repeat_interleave(module.num_key_value_groups, dim=1) for part in (key, value))
+    output = torch.nn.functional.scaled_dot_product_attention(query, key, value, seen, scale=scaling)
+    return output.nan_to_num().transpose(1, 2), None  # rows that see nothing are left out by the kernels
+
+
+@pytest.mark.parametrize("config", SETTINGS, ids=name_of)
+def test_kernels_that_take_masks_of_padding_alone(model, make_video, config, monkeypatch):
+    name = "flash_attention_like"
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, name, flash_like)
+    monkeypatch.setitem(ALL_MASK_ATTENTION_FUNCTIONS._global_mapping, name, flash_attention_mask)
+    videos = [make_video(3), make_video(7, seed=1)]
+    ids, mask = torch.tensor([[0, 5, IMAGE, 7], [5, 6, IMAGE, 8]]), torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1]])
+    logits: list[list[torch.Tensor]] = []
+    for implementation in (name, "sdpa"):
+        model.config._attn_implementation = implementation
+        with compression(model, config):
+            together = model.generate(ids, images=videos, attention_mask=mask, **GREEDY, **OUTPUT)
+            alone = model.generate(PROMPT, images=videos[:1], **GREEDY, **OUTPUT)
+        logits.append([logits_of(together), logits_of(alone)])
+    torch.testing.assert_close(*logits, **CLOSE)
