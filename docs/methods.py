@@ -31,7 +31,8 @@ HEAD = """\
 All are called as `CompressionConfig(method=..., retention_ratio=...)` and keep exactly the number of tokens asked for.
 Costs are those of the choice alone; the final merge (Eq. 7 and 8 of LLaVA-Scissor) adds O(K T D) operations and blocks
 of at most 2^21 numbers. F is the number of frames, N of tokens per frame, T = F N, K of kept tokens, D the dimension
-of a token. `python -m eval.method_cost` counts what is really computed, and tests hold it to what is stated here.
+of a token; of methods that prune inside the language model it is the choice there. `python -m eval.method_cost` counts
+what is really computed, and tests hold it to what is stated here.
 """
 
 
@@ -93,9 +94,9 @@ def _section(name: str, said: Documentation) -> str:
     together = f", with {said.neighbours} others" if said.neighbours else ""
     facts = {
         "source": said.source,
-        "needs": ", ".join(f"`{name}`" for name in method.inputs) or "the tokens alone",
+        "needs": _needs(method),
         "size": "a threshold or an exact count" if method.takes_threshold else "an exact count",
-        "final merge": "yes, unless `merge=False`" if method.merge else "no, unless `merge=True`",
+        "final merge": _merge(method),
         "options": _options(method),
         "prunes": said.prunes,
         "cost": said.cost,
@@ -113,6 +114,22 @@ def line(word: str, text: str) -> str:
 
 def _file(method: Method) -> Path:
     return Path(inspect.getsourcefile(method.keep) or "").resolve()
+
+
+def _merge(method: Method) -> str:
+    """Whether all source tokens are merged into those that are kept."""
+    if method.before == "none":
+        return "no"
+    return "yes, unless `merge=False`" if method.merge else "no, unless `merge=True`"
+
+
+def _needs(method: Method) -> str:
+    """What it takes besides the tokens."""
+    before = method if method.before is None else get_method(method.before)
+    inputs = [f"`{name}`" for name in before.inputs]
+    if method.before is not None:
+        inputs.append("the language model: with `model.generate` and `VideoQA.ask` alone")
+    return ", ".join(inputs) or "the tokens alone"
 
 
 def _options(method: Method) -> str:

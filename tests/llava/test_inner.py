@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from accelerate import dispatch_model
 from transformers import Qwen2Config, Qwen2ForCausalLM, StaticCache
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_attention_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -414,3 +415,18 @@ def test_kernels_that_take_masks_of_padding_alone(model, make_video, config, mon
             alone = model.generate(PROMPT, images=videos[:1], **GREEDY, **OUTPUT)
         logits.append([logits_of(together), logits_of(alone)])
     torch.testing.assert_close(*logits, **CLOSE)
+
+
+@pytest.mark.parametrize("method", ["fastv", "dycoke"])
+def test_layers_on_disk(model, make_video, tmp_path, method):
+    arguments = {"images": [make_video(3)], **GREEDY, **OUTPUT}
+    settings = {"method": method, "retention_ratio": 0.4, "options": {"layer": 1}}
+    with compression(model, **settings):
+        wanted = model.generate(PROMPT, **arguments)
+    parts = dict.fromkeys(["model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head"], "cpu")
+    parts |= dict.fromkeys(["model.vision_tower", "model.mm_projector"], "cpu")
+    parts |= {f"model.layers.{index}": "cpu" if index % 2 else "disk" for index in range(LAYERS)}
+    dispatched = dispatch_model(model, parts, main_device="cpu", offload_dir=str(tmp_path))
+    with compression(dispatched, **settings):
+        found = dispatched.generate(PROMPT, **arguments)
+    torch.testing.assert_close(logits_of(found), logits_of(wanted))

@@ -26,6 +26,7 @@ def kernel(config: Any) -> str:
     )
 
 
+@torch.no_grad()
 def attention_rows(
     layer: Any, hidden: Tensor, rotary: tuple[Tensor, Tensor], query: Tensor, valid: Tensor, keys: Tensor | None = None
 ) -> Tensor:
@@ -44,14 +45,16 @@ def attention_rows(
     """
     attention = layer.self_attn
     rows, tokens = hidden.shape[:2]
-    normed = layer.input_layernorm(hidden)
+    weight = layer.input_layernorm.weight
+    # A layer on another device moves what it is given, but only once this hook is done; offloaded parts do so here too.
+    normed = layer.input_layernorm(hidden if weight.is_meta else hidden.to(weight.device))
     own = torch.arange(rows, device=normed.device)[:, None], query.to(normed.device)
     cos, sin = (part.to(normed.device).expand(rows, -1, -1) for part in rotary)
     queries = attention.q_proj(normed[own]).view(rows, query.shape[1], -1, attention.head_dim).transpose(1, 2)
     new = attention.k_proj(normed).view(rows, tokens, -1, attention.head_dim).transpose(1, 2)
     queries, _ = apply_rotary_pos_emb(queries, queries, cos[own], sin[own])
     _, new = apply_rotary_pos_emb(new, new, cos, sin)
-    keys = new if keys is None else torch.cat([keys, new], dim=2)
+    keys = new if keys is None else torch.cat([keys.to(new.device), new], dim=2)
     grouped = queries.reshape(rows, keys.shape[1], -1, attention.head_dim).float()  # heads that share their keys
     scores = (grouped @ keys.float().mT).view(rows, -1, query.shape[1], keys.shape[2]) * attention.scaling
     last = (own[1] + keys.shape[2] - tokens).unsqueeze(2)

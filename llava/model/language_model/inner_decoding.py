@@ -89,8 +89,7 @@ class Decoding:
         def look(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             hidden, query = args[0], torch.zeros(rows, 1, dtype=torch.int64)
             valid = torch.cat([self.valid, new.to(self.valid.device)], dim=1)
-            keys = held.keys.to(hidden.device)
-            attention = attention_rows(layer, hidden, kwargs["position_embeddings"], query, valid, keys)
+            attention = attention_rows(layer, hidden, kwargs["position_embeddings"], query, valid, held.keys)
             visible = self.visible(attention[:, :, 0, :prompt])
             found["mask"] = mask_for(
                 kernel(decoder.config), torch.cat([visible, new.to(visible.device)], dim=1), False, 1, hidden

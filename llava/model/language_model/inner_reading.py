@@ -108,9 +108,8 @@ class Reading(PromptPass):
     def _look(self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Compute what the last token of each prompt attends to."""
         query = self.last(self.continuation)[:, None]
-        with torch.no_grad():
-            rotary = kwargs["position_embeddings"]
-            self.attention = attention_rows(layer, args[0], rotary, query, self.valid)[:, :, 0]
+        rotary = kwargs["position_embeddings"]
+        self.attention = attention_rows(layer, args[0], rotary, query, self.valid)[:, :, 0]
 
     def _shorten(self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Drop tokens, and adapt everything else to those that are left."""
