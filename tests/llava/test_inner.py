@@ -11,6 +11,7 @@ from llava.assets import tiny_model_path
 from llava.constants import IMAGE_TOKEN_INDEX as IMAGE
 from llava.errors import ConfigError, UserError
 from llava.instrument import record
+from llava.model.device_map import VISUAL
 from llava.pipeline import VideoQA
 from llava.serving import video_tokens
 from llava.token_compression import CompressionConfig, StreamingCompressor, compress, compression, list_methods
@@ -418,13 +419,13 @@ def test_kernels_that_take_masks_of_padding_alone(model, make_video, config, mon
 
 
 @pytest.mark.parametrize("method", ["fastv", "dycoke"])
+@pytest.mark.filterwarnings("ignore:The following device_map keys")
 def test_layers_on_disk(model, make_video, tmp_path, method):
     arguments = {"images": [make_video(3)], **GREEDY, **OUTPUT}
     settings = {"method": method, "retention_ratio": 0.4, "options": {"layer": 1}}
     with compression(model, **settings):
         wanted = model.generate(PROMPT, **arguments)
-    parts = dict.fromkeys(["model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head"], "cpu")
-    parts |= dict.fromkeys(["model.vision_tower", "model.mm_projector"], "cpu")
+    parts = dict.fromkeys(["model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head", *VISUAL], "cpu")
     parts |= {f"model.layers.{index}": "cpu" if index % 2 else "disk" for index in range(LAYERS)}
     dispatched = dispatch_model(model, parts, main_device="cpu", offload_dir=str(tmp_path))
     with compression(dispatched, **settings):
