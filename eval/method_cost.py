@@ -78,9 +78,10 @@ def count(name: str, frames: int, tokens_per_frame: int) -> Count:
     features = synthetic_features(frames, tokens_per_frame, DIM)
     config = CompressionConfig(method=name, retention_ratio=1.0 if name == "none" else RATIO)
     if method.before is not None:
-        video = InnerVideo(
-            torch.rand(1, frames * tokens_per_frame, generator=generator), features.flatten(0, 1), config.options
-        )
+        hidden = features.flatten(0, 1)
+        attention = torch.rand(1, 1, len(hidden), generator=generator)
+        groups = torch.arange(len(hidden)) // tokens_per_frame
+        video = InnerVideo(attention, hidden, groups, hidden[:1], config.options)
         with torch.no_grad(), Meter() as meter:
             _prune(method, video, config)
         return Count(meter.operations, meter.memory)
@@ -95,9 +96,10 @@ def _prune(method: Method, video: InnerVideo, config: CompressionConfig) -> None
     if not config.options.while_decoding:
         method.keep(video, left)
         return
-    everything = torch.ones_like(video.attention, dtype=torch.bool)
-    counts, previous = torch.tensor([left]), video.attention.flip(1)
-    method.keep(DecodingStep(video.attention, previous, everything, counts, everything, config.options))
+    attention = video.attention[0]
+    everything = torch.ones_like(attention, dtype=torch.bool)
+    counts, previous = torch.tensor([left]), attention.flip(1)
+    method.keep(DecodingStep(attention, previous, everything, counts, everything, config.options))
 
 
 def stated(name: str) -> tuple[str, str]:

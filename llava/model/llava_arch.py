@@ -227,14 +227,14 @@ class LlavaMetaForCausalLM:
             )
         tokens = source.tokens.flatten(0, 1)
         positions = torch.arange(len(tokens), device=tokens.device)
+        groups, config = None, self.compression_config()
         if compression is not None:
             result = compress(source.tokens, compression, **self._inputs(item, source, signals))
-            tokens, positions = result.tokens, result.positions
-        config = self.compression_config()
-        compressed = config is not None and _is_compressed(item, config)
-        if config is not None and compressed:
+            tokens, positions, groups = result.tokens, result.positions, result.groups
+        if config is not None and _is_compressed(item, config):
             note_inner(config, self.config.num_hidden_layers)
-        return insert_newlines(tokens, positions, source, newline, compressed)
+            groups = torch.zeros_like(positions) if groups is None else groups
+        return insert_newlines(tokens, positions, source, newline, groups)
 
     def prepare_inputs_labels_for_multimodal(
         self,

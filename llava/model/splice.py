@@ -9,12 +9,16 @@ from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.errors import UserError
 from llava.model.newlines import VisualTokens
 
+GROUPS = 2**32
+"""More groups than tokens of a video are in."""
+
 
 @dataclass(frozen=True)
 class Row:
     """One prompt: embeds (length, dim), position_ids, labels and videos (length,) int64.
 
-    `videos` numbers the tokens of compressed images and videos, from 1 on for the first one; 0 is for all others.
+    `videos` numbers the tokens of compressed images and videos: `GROUPS` for the first one, twice that for the second,
+    and so on, plus a token's group. Newlines among them are -1, all other tokens 0.
     """
 
     embeds: torch.Tensor
@@ -95,7 +99,9 @@ def splice_row(
             embeds.append(item.embeds.to(text))
             positions.append(item.positions.to(input_ids.device) + offset)
             spliced_labels.append(label.new_full((len(item.embeds),), IGNORE_INDEX))
-            videos.append(item.compressed.to(label) * (index + 1))
+            groups = torch.zeros_like(spliced_labels[-1]) if item.groups is None else item.groups.to(label)
+            started = 0 if item.groups is None else GROUPS * (index + 1)
+            videos.append(torch.where(groups < 0, groups, groups + started))
             offset += item.length
     row = torch.cat(embeds)
     position_ids = torch.cat(positions) if source_positions else torch.arange(len(row), device=input_ids.device)

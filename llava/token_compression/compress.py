@@ -59,12 +59,14 @@ class CompressionResult:
             each kept token's representative.
         assignment: (frames, tokens_per_frame) int64, the kept token each source token went into, -1 if dropped.
         stats: counts and milliseconds.
+        groups: as in `Kept`.
     """
 
     tokens: Tensor
     positions: Tensor
     assignment: Tensor
     stats: CompressionStats
+    groups: Tensor | None = None
 
 
 @torch.no_grad()
@@ -111,7 +113,7 @@ def compress(features: Tensor, config: CompressionConfig, **inputs: object) -> C
     recorder = active()
     if recorder is not None:
         recorder.compressions.append(stats)
-    return CompressionResult(tokens, kept.positions, assignment.view(frames, tokens_per_frame), stats)
+    return CompressionResult(tokens, kept.positions, assignment.view(frames, tokens_per_frame), stats, kept.groups)
 
 
 def compress_batch(

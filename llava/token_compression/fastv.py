@@ -38,4 +38,4 @@ class FastVOptions(InnerOptions):
 @register("fastv", options=FastVOptions, merge=False, before="none")
 def fastv(video: InnerVideo, count: int) -> Survivors:
     """See the module."""
-    return Survivors(best(video.attention.mean(dim=0), count))
+    return Survivors(best(video.attention[:, 0].mean(dim=0), count))

@@ -16,18 +16,17 @@ from dataclasses import dataclass, replace
 from llava.errors import ConfigError
 from llava.token_compression.config import CompressionConfig
 from llava.token_compression.flashvid import FlashVidOptions
-from llava.token_compression.inner import InnerOptions, InnerVideo, Survivors
+from llava.token_compression.inner import InnerShareOptions, InnerVideo, Survivors
 from llava.token_compression.ranking import best
 from llava.token_compression.registry import register
 
 
 @dataclass(frozen=True)
-class FlashVidInnerOptions(FlashVidOptions, InnerOptions):
+class FlashVidInnerOptions(FlashVidOptions, InnerShareOptions):
     """Settings of FlashVID with its part inside the language model, besides those of "flashvid".
 
     Attributes:
         expansion: so many times the size of the configuration enters the language model, at most all tokens.
-        inner_share: of the tokens that enter, those that are left from `layer` on.
     """
 
     expansion: float = 1.25
@@ -37,9 +36,7 @@ class FlashVidInnerOptions(FlashVidOptions, InnerOptions):
 
     def __post_init__(self) -> None:
         FlashVidOptions.__post_init__(self)
-        InnerOptions.__post_init__(self)
-        if not 0 < self.inner_share <= 1:
-            raise ConfigError(f"inner_share must be above 0 and at most 1, got {self.inner_share!r}.")
+        InnerShareOptions.__post_init__(self)
         if not 1 <= self.expansion < math.inf:
             raise ConfigError(f"expansion must be at least 1, got {self.expansion!r}.")
 
@@ -58,4 +55,4 @@ class FlashVidInnerOptions(FlashVidOptions, InnerOptions):
 @register("flashvid_inner", options=FlashVidInnerOptions, merge=False, before="flashvid")
 def flashvid_inner(video: InnerVideo, count: int) -> Survivors:
     """See the module."""
-    return Survivors(best(video.attention.mean(dim=0), count))
+    return Survivors(best(video.attention[:, 0].mean(dim=0), count))

@@ -16,46 +16,36 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from llava.errors import ConfigError
 from llava.token_compression.components import normalised
-from llava.token_compression.config import CompressionConfig
 from llava.token_compression.holitom import HoliTomOptions
-from llava.token_compression.inner import InnerOptions, InnerVideo, Survivors
+from llava.token_compression.inner import InnerShareOptions, InnerVideo, Survivors
 from llava.token_compression.joining import highest_products, mean_of_joined
 from llava.token_compression.ranking import best
 from llava.token_compression.registry import register
 
 
 @dataclass(frozen=True)
-class HoliTomInnerOptions(HoliTomOptions, InnerOptions):
+class HoliTomInnerOptions(HoliTomOptions, InnerShareOptions):
     """Settings of HoliTom with its part inside the language model, besides those of "holitom".
 
     Attributes:
-        inner_share: of the tokens that enter, those that are left from `layer` on.
         halving: as released, a token and the one it is merged into become their mean, again for each next one, so that
             the last counts for half; False is the mean of them all.
     """
 
-    inner_share: float = 0.5
     halving: bool = True
 
     published = (18, 28)
 
     def __post_init__(self) -> None:
         HoliTomOptions.__post_init__(self)
-        InnerOptions.__post_init__(self)
-        if not 0 < self.inner_share <= 1:
-            raise ConfigError(f"inner_share must be above 0 and at most 1, got {self.inner_share!r}.")
-
-    def left(self, config: CompressionConfig, entered: int) -> int:
-        """The share of those that entered, at least one."""
-        return max(1, round(self.inner_share * entered))
+        InnerShareOptions.__post_init__(self)
 
 
 @register("holitom_inner", options=HoliTomInnerOptions, merge=False, before="holitom")
 def holitom_inner(video: InnerVideo, count: int) -> Survivors:
     """See the module."""
-    kept = best(video.attention.mean(dim=0), count)
+    kept = best(video.attention[:, 0].mean(dim=0), count)
     stays = torch.zeros(len(video.hidden), dtype=torch.bool, device=kept.device).index_fill_(0, kept, True)
     hidden = video.hidden.float()
     unit = normalised(hidden)

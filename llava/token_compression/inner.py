@@ -7,11 +7,12 @@ sees all tokens. The decorated function then chooses among the tokens that enter
     def recent(video, count):
         return Survivors(torch.arange(len(video.hidden))[-count:])
 
-with options that derive from `InnerOptions`, where `while_decoding` is for methods that prune for each new token.
+with options that derive from `InnerOptions`, where `while_decoding` is for methods that prune for each new token. The
+method before takes from them what it knows by name.
 """
 
 from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
@@ -26,14 +27,19 @@ class InnerVideo:
     """One video in the language model, between two layers.
 
     Attributes:
-        attention: (heads, tokens) float32, what the last token of the prompt pays to each token of the video in the
-            layer before. With what it pays to the text the sum over a head is 1.
+        attention: (heads, looking, tokens) float32, what tokens after the video pay to each of its tokens in the layer
+            before: the last one of the prompt, or those that `InnerOptions.looking` says. With what such a token pays
+            to the text the sum over a head is 1.
         hidden: (tokens, dim) hidden states that enter the layer, in the model's dtype.
+        groups: (tokens,) int64 from 0 on, as in `Kept`.
+        text: (looking, dim) hidden states of the tokens that look, like `hidden`.
         options: those of the method.
     """
 
     attention: Tensor
     hidden: Tensor
+    groups: Tensor
+    text: Tensor
     options: Any
 
 
@@ -86,6 +92,10 @@ class InnerOptions:
     published: ClassVar[tuple[int, int]]
     """The layer, and how many there are."""
 
+    looking: ClassVar[Literal["last", "text", "text without order"]] = "last"
+    """Whose attention counts: that of the prompt's last token, or of all text after the video; without rotary positions
+    and causal mask, if "without order"."""
+
     while_decoding: ClassVar[bool] = False
     """Whether the prompt is read in full, and each new token sees fewer tokens: the decorated function is then called
     with a `DecodingStep` alone, and returns (rows, tokens) bool, which tokens of videos it sees."""
@@ -116,6 +126,26 @@ class InnerOptions:
         raise NotImplementedError
 
 
+@dataclass(frozen=True)
+class InnerShareOptions(InnerOptions):
+    """Options of a method that leaves a share of what enters the language model.
+
+    Attributes:
+        inner_share: of the tokens that enter, those that are left from `layer` on.
+    """
+
+    inner_share: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.inner_share <= 1:
+            raise ConfigError(f"inner_share must be above 0 and at most 1, got {self.inner_share!r}.")
+
+    def left(self, config: CompressionConfig, entered: int) -> int:
+        """The share of those that entered, at least one."""
+        return max(1, round(self.inner_share * entered))
+
+
 def before_model(config: CompressionConfig) -> CompressionConfig:
     """What of a configuration is done before the language model; all of it, if the method does nothing inside."""
     method = get_method(config.method)
@@ -124,7 +154,8 @@ def before_model(config: CompressionConfig) -> CompressionConfig:
     if method.before == "none":
         return replace(config, method="none", retention_ratio=None, retained_tokens=None, options=None)
     kind = get_method(method.before).options
-    given = {field.name: getattr(config.options, field.name) for field in fields(kind)} if kind else None
+    names = [field.name for field in fields(kind)] if kind else []
+    given = {name: getattr(config.options, name) for name in names if hasattr(config.options, name)}
     return replace(config.options.entering(config), method=method.before, options=given)
 
 

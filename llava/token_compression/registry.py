@@ -31,6 +31,8 @@ class Kept:
         similarity_threshold: the threshold that was applied, if the method has one.
         single_is_own: whether a kept token with one member is that member, so that the final merge need not look where
             else it belongs; not so where tokens are averaged that are not members.
+        groups: (kept,) int64 from 0 on, which kept tokens compete with each other where a method prunes further inside
+            the language model; None for all of them.
     """
 
     tokens: Tensor
@@ -39,6 +41,7 @@ class Kept:
     spatial_tokens: int | None = None
     similarity_threshold: float | None = None
     single_is_own: bool = True
+    groups: Tensor | None = None
 
 
 @dataclass(frozen=True)

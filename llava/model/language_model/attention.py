@@ -28,14 +28,19 @@ def kernel(config: Any) -> str:
 
 @torch.no_grad()
 def attention_rows(
-    layer: Any, hidden: Tensor, rotary: tuple[Tensor, Tensor], query: Tensor, valid: Tensor, keys: Tensor | None = None
+    layer: Any,
+    hidden: Tensor,
+    rotary: tuple[Tensor, Tensor] | None,
+    query: Tensor,
+    valid: Tensor,
+    keys: Tensor | None = None,
 ) -> Tensor:
     """What some tokens of each row pay in a layer to all tokens up to themselves.
 
     Args:
         layer: of the decoder.
         hidden: (rows, tokens, dim) that enter it.
-        rotary: cosines and sines (rows or 1, tokens, dim of a head).
+        rotary: cosines and sines (rows or 1, tokens, dim of a head); None for no positions, and later tokens seen.
         query: (rows, queries) int64, the places of these tokens.
         valid: (rows, earlier tokens + tokens) bool, False for padding.
         keys: (rows, heads of keys, earlier tokens, dim of a head), rotated, of tokens before these.
@@ -49,16 +54,19 @@ def attention_rows(
     # A layer on another device moves what it is given, but only once this hook is done; offloaded parts do so here too.
     normed = layer.input_layernorm(hidden if weight.is_meta else hidden.to(weight.device))
     own = torch.arange(rows, device=normed.device)[:, None], query.to(normed.device)
-    cos, sin = (part.to(normed.device).expand(rows, -1, -1) for part in rotary)
     queries = attention.q_proj(normed[own]).view(rows, query.shape[1], -1, attention.head_dim).transpose(1, 2)
     new = attention.k_proj(normed).view(rows, tokens, -1, attention.head_dim).transpose(1, 2)
-    queries, _ = apply_rotary_pos_emb(queries, queries, cos[own], sin[own])
-    _, new = apply_rotary_pos_emb(new, new, cos, sin)
+    if rotary is not None:
+        cos, sin = (part.to(normed.device).expand(rows, -1, -1) for part in rotary)
+        queries, _ = apply_rotary_pos_emb(queries, queries, cos[own], sin[own])
+        _, new = apply_rotary_pos_emb(new, new, cos, sin)
     keys = new if keys is None else torch.cat([keys.to(new.device), new], dim=2)
     grouped = queries.reshape(rows, keys.shape[1], -1, attention.head_dim).float()  # heads that share their keys
     scores = (grouped @ keys.float().mT).view(rows, -1, query.shape[1], keys.shape[2]) * attention.scaling
-    last = (own[1] + keys.shape[2] - tokens).unsqueeze(2)
-    seen = valid.to(last.device).unsqueeze(1) & (torch.arange(keys.shape[2], device=last.device) <= last)
+    seen = valid.to(scores.device).unsqueeze(1)
+    if rotary is not None:
+        last = (own[1] + keys.shape[2] - tokens).unsqueeze(2)
+        seen = seen & (torch.arange(keys.shape[2], device=last.device) <= last)
     return scores.masked_fill(~seen.unsqueeze(1), -torch.inf).softmax(dim=-1)
 
 

@@ -83,4 +83,4 @@ def inner_pass(
 
 def _has_videos(prompt: Prompt, past: int) -> bool:
     """Whether there are any after the first `past` tokens."""
-    return prompt.videos.shape[1] > past and bool(prompt.videos[:, past:].any())
+    return prompt.videos.shape[1] > past and bool((prompt.videos[:, past:] > 0).any())

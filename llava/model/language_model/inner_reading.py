@@ -14,6 +14,7 @@ from torch import Tensor
 
 from llava.errors import UserError
 from llava.model.language_model.attention import attention_rows, kernel, mask_for
+from llava.model.splice import GROUPS
 from llava.token_compression import CompressionConfig
 from llava.token_compression.inner import InnerVideo
 from llava.token_compression.registry import get_method
@@ -31,7 +32,7 @@ class Prompt:
     """The prompts of a batch.
 
     Attributes:
-        videos: (rows, length) int64, which video of its prompt each token belongs to, from 1 on; 0 for others.
+        videos: (rows, length) int64, as `llava.model.splice.Row` has them.
         mask: (rows, length + continuation), 0 for padding, or None.
         continuation: tokens of the pass that come after the prompt.
     """
@@ -81,8 +82,9 @@ class PromptPass:
         self.valid = prompt.videos.new_ones((len(prompt.videos), length), dtype=torch.bool)
         if prompt.mask is not None:
             self.valid = prompt.mask.bool()
+        self.videos = prompt.videos
         self.parts: list[list[tuple[Tensor, int]]] = []  # by row and video: places of its tokens, how many are left
-        for row in prompt.videos:
+        for row in prompt.videos // GROUPS:
             places = [(row == video).nonzero()[:, 0] for video in range(1, int(row.max()) + 1)]
             self.parts.append([(place, self.options.left(config, len(place))) for place in places if len(place)])
 
@@ -106,10 +108,25 @@ class Reading(PromptPass):
         return [(self.layers[self.layer - 1], self._look), (self.layers[self.layer], self._shorten), *later]
 
     def _look(self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Compute what the last token of each prompt attends to."""
-        query = self.last(self.continuation)[:, None]
+        """Compute what tokens after the videos attend to."""
         rotary = kwargs["position_embeddings"]
-        self.attention = attention_rows(layer, args[0], rotary, query, self.valid)[:, :, 0]
+        self.looking, self.attention = [], []
+        for row, last in enumerate(self.last(self.continuation).tolist()):
+            own, query = slice(row, row + 1), self._looking(row, last)
+            valid = self.valid[own].clone()
+            valid[:, last + 1 :] = False  # an answer in the same pass
+            order = None
+            if self.options.looking != "text without order":
+                order = tuple(part[own] if len(part) > 1 else part for part in rotary)
+            self.looking.append(query)
+            self.attention.append(attention_rows(layer, args[0][own], order, query[None], valid)[0])
+
+    def _looking(self, row: int, last: int) -> Tensor:
+        """The places (n,) int64 of a row's tokens whose attention counts, up to the last one of the prompt."""
+        if self.options.looking == "last" or not self.parts[row]:
+            return torch.tensor([last])
+        text = (self.videos[row, : last + 1] == 0) & self.valid[row, : last + 1]
+        return text.nonzero()[:, 0].cpu()
 
     def _shorten(self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Drop tokens, and adapt everything else to those that are left."""
@@ -142,9 +159,14 @@ class Reading(PromptPass):
         for places, count in self.parts[row]:
             if count == len(places):
                 continue
-            places = places.to(hidden.device)
-            attention = self.attention[row].to(hidden.device)[:, places]
-            survivors = keep(InnerVideo(attention, hidden[places], self.options), count)
+            groups, places = self.videos[row][places] % GROUPS, places.to(hidden.device)
+            after = (self.looking[row] > int(places[-1])).nonzero()[:, 0]
+            if len(after) == 0:
+                raise UserError(f"Method {self.config.method!r} goes by the text after a video, and there is none.")
+            attention = self.attention[row].to(hidden.device)[:, after][:, :, places]
+            text = hidden[self.looking[row][after]]
+            video = InnerVideo(attention, hidden[places], groups.to(hidden.device), text, self.options)
+            survivors = keep(video, count)
             dropped[places] = True
             dropped[places[survivors.kept]] = False
             if survivors.hidden is not None:

@@ -2,17 +2,24 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from llava.errors import ConfigError
 from llava.token_compression import CompressionConfig
 from llava.token_compression.holitom_inner import merged
 from llava.token_compression.inner import DecodingStep, InnerVideo, before_model
+from llava.token_compression.ranking import best_per_group
 from llava.token_compression.registry import get_method
 
 
-def chosen(method, attention, hidden, count, **options):
+def chosen(method, attention, hidden, count, groups=None, text=None, **options):
+    """`attention` is (heads, tokens) of one token that looks, or (heads, looking, tokens)."""
     config = CompressionConfig(method=method, retention_ratio=0.5, options=options)
-    return get_method(method).keep(InnerVideo(attention, hidden, config.options), count)
+    attention = attention.unsqueeze(1) if attention.dim() == 2 else attention
+    groups = torch.zeros(len(hidden), dtype=torch.int64) if groups is None else groups
+    text = hidden[:1] if text is None else text
+    return get_method(method).keep(InnerVideo(attention, hidden, groups, text, config.options), count)
 
 
 @pytest.mark.parametrize("method", ["fastv", "flashvid_inner", "holitom_inner"])
@@ -48,8 +55,49 @@ def test_holitom_merges_what_it_drops_into_the_most_similar_token():
     torch.testing.assert_close(survivors.hidden, torch.tensor([[2.5, 0.2], [0.0, 5.0]]), atol=1e-3, rtol=0)
 
 
+def test_prunevid_divides_what_is_left_among_its_parts():
+    attention = torch.zeros(2, 3, 8)
+    attention[0, 0], attention[1, 2] = torch.arange(8) / 8, torch.tensor([0.0, 0.9, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0])
+    groups = torch.tensor([5, 5, 5, 5, 9, 9, 7, 7])
+    survivors = chosen("prunevid_inner", attention, torch.randn(8, 4), 4, groups)
+    assert survivors.kept.tolist() == [1, 3, 5, 7]  # half of each; token 1 for another head and word than the rest
+    assert survivors.hidden is None
+
+
+def test_ustc_goes_by_attention_and_by_likeness_to_the_text():
+    hidden = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, -1.0], [-1.0, -0.1]])
+    attention = torch.tensor([[[0.1, 0.1, 0.1, 0.4]]])
+    text = torch.tensor([[0.0, 3.0]])
+    by_attention = chosen("ustc_inner", attention, hidden, 1, text=text, likeness=0.0)
+    by_likeness = chosen("ustc_inner", attention, hidden, 1, text=text, likeness=1.0)
+    assert (by_attention.kept.tolist(), by_likeness.kept.tolist()) == ([3], [1])
+    torch.testing.assert_close(by_likeness.hidden, hidden.mean(dim=0, keepdim=True))
+    both = chosen("ustc_inner", attention, hidden, 2, text=text)
+    assert both.kept.tolist() == [1, 3]
+    torch.testing.assert_close(both.hidden, torch.tensor([[0.5, 0.5], [-0.5, -0.55]]))
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5)), min_size=1, max_size=30), st.data())
+def test_the_best_of_each_group(tokens, data):
+    groups, scores = (torch.tensor(part) for part in zip(*tokens, strict=True))
+    counts = torch.tensor([data.draw(st.integers(0, int((groups == group).sum()))) for group in range(4)])
+    expected = []
+    for group in range(4):
+        own = [index for index in range(len(groups)) if groups[index] == group]
+        expected += sorted(own, key=lambda index: (-scores[index], index))[: counts[group]]
+    assert best_per_group(scores, groups, counts).tolist() == sorted(expected)
+
+
 @pytest.mark.parametrize(
-    ("method", "layer"), [("holitom_inner", 18), ("flashvid_inner", 20), ("fastv", 2), ("dycoke", 3)]
+    ("method", "layer"),
+    [
+        ("holitom_inner", 18),
+        ("flashvid_inner", 20),
+        ("prunevid_inner", 11),
+        ("ustc_inner", 18),
+        ("fastv", 2),
+        ("dycoke", 3),
+    ],
 )
 def test_layers_are_the_published_ones_at_their_depth(method, layer):
     options = CompressionConfig(method=method, retention_ratio=0.5).options
@@ -106,6 +154,9 @@ def test_shares_are_exact():
         ("holitom_inner", {"inner_share": 0.0}, "inner_share"),
         ("holitom_inner", {"beta": 2.0}, "beta"),
         ("flashvid_inner", {"expansion": 0.5}, "expansion"),
+        ("prunevid_inner", {"segment_share": 2.0}, "segment_share"),
+        ("ustc_inner", {"likeness": 2.0}, "likeness"),
+        ("ustc_inner", {"neighbours": 0}, "neighbours"),
         ("flashvid_inner", {"least_segments": 0}, "least_segments"),
     ],
 )
