@@ -1,5 +1,7 @@
 """Where pruning inside the language model works, and how it is refused where it does not."""
 
+import re
+
 import pytest
 import torch
 from accelerate import dispatch_model
@@ -9,6 +11,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_atten
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from llava.assets import tiny_model_path
+from llava.cli import main
 from llava.constants import IMAGE_TOKEN_INDEX as IMAGE
 from llava.errors import ConfigError, UserError
 from llava.model.device_map import VISUAL
@@ -42,6 +45,28 @@ def test_what_it_cannot_do_is_refused(model, make_video):
         model.config._attn_implementation = "flex_attention"
         with pytest.raises(UserError, match="not with 'flex_attention'"):
             model(PROMPT, **arguments)
+
+
+def test_watching_before_the_question_is_refused():
+    qa = VideoQA.from_pretrained(device="cpu")
+    with pytest.raises(ConfigError, match="use VideoQA"):
+        qa.watch(
+            tiny_model_path().parent / "demo.mp4", compression=CompressionConfig(method="fastv", retention_ratio=0.5)
+        )
+
+
+def test_answers_say_what_a_layer_saw(capsys):
+    arguments = ["ask", str(tiny_model_path().parent / "demo.mp4"), "What is it?", "--device=cpu"]
+    assert main([*arguments, "compression.retained_tokens=50", "compression.method=fastv"]) == 0
+    output = capsys.readouterr().out
+    assert re.search(r"tokens after compression +200  \(100.0 %\)", output)
+    assert re.search(r"tokens in a layer, on average +110.0  \(55.0 %\)", output)  # three of five layers see 50 of 200
+
+
+def test_a_picture_of_it_is_refused(capsys, tmp_path):
+    arguments = ["show", str(tiny_model_path().parent / "demo.mp4"), "--device=cpu", f"--out={tmp_path}"]
+    assert main([*arguments, "compression.retained_tokens=50", "compression.method=fastv"]) == 2
+    assert "prunes inside the language model" in capsys.readouterr().err
 
 
 def test_a_prefix_read_before_is_refused(model, make_video):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from llava.errors import UserError
 from llava.model.language_model.attention import attention_rows, kernel, mask_for
-from llava.model.language_model.inner_reading import ATTRIBUTE, Hooks, PromptPass
+from llava.model.language_model.inner_reading import ATTRIBUTE, Hooks, PromptPass, cache_in
 from llava.token_compression.inner import DecodingStep
 from llava.token_compression.registry import Method, get_method
 
@@ -112,7 +112,7 @@ class Answering(PromptPass):
         found: dict[str, Any] = {}
 
         def note(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            cache = kwargs.get("past_key_values")
+            cache = cache_in(kwargs)
             if cache is not None:
                 setattr(cache, ATTRIBUTE, state)
 

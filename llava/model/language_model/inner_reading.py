@@ -27,6 +27,11 @@ Hooks = list[tuple[Any, Hook]]
 """What to put in front of which layers."""
 
 
+def cache_in(kwargs: dict[str, Any]) -> Any:
+    """The cache that a layer is given, under its name up to transformers 5.23 or since; None without one."""
+    return kwargs.get("past_key_values", kwargs.get("cache"))
+
+
 @dataclass(frozen=True)
 class Prompt:
     """The prompts of a batch.
@@ -140,7 +145,7 @@ class Reading(PromptPass):
             valid[row, longest - len(places) :] = self.valid[row].to(places.device)[places]
         rows = torch.arange(len(kept), device=index.device)[:, None]
         full = bool(valid.all())
-        cache = kwargs.get("past_key_values")
+        cache = cache_in(kwargs)
         if cache is not None:
             setattr(cache, ATTRIBUTE, Shorter(self.layer, args[0].shape[1], valid, full))
         rotary = tuple(part.expand(len(kept), -1, -1)[rows, index] for part in kwargs["position_embeddings"])
