@@ -110,12 +110,13 @@ class InnerOptions:
         Raises:
             ConfigError: it has not so many.
         """
-        if self.layer is None:
-            layer, of = self.published
-            return min(max(1, round(layer * layers / of)), layers - 1)
-        if self.layer >= layers:
-            raise ConfigError(f"layer is {self.layer}, but the language model has only {layers}, counted from 0.")
-        return self.layer
+        layer = self.layer
+        if layer is None:
+            published, of = self.published
+            layer = max(1, min(round(published * layers / of), layers - 1))
+        if layer >= layers:
+            raise ConfigError(f"layer is {layer}, but the language model has only {layers}, counted from 0.")
+        return layer
 
     def entering(self, config: CompressionConfig) -> CompressionConfig:
         """The configuration with the size of what enters the language model."""

@@ -44,18 +44,25 @@ def test_fastv_is_what_whole_maps_of_attention_give(model, make_video, layer, im
     torch.testing.assert_close(logits[0, -1], expected, **CLOSE)
 
 
+@torch.no_grad()
+def recomputed(model, prompt, answer, images):
+    """Logits (1, tokens of the answer, vocabulary) of one pass over prompt and answer, without a cache."""
+    ids, new = torch.cat([prompt, answer[:, :-1]], dim=1), answer.shape[1] - 1
+    return model(ids, images=images, modalities="video", continuation=new).logits[:, -new - 1 :]
+
+
 @pytest.mark.parametrize("config", SETTINGS + SOURCE, ids=name_of)
 def test_cached_generation_equals_recomputing_everything(model, make_video, config):
-    with compression(model, config), torch.no_grad():
+    """In one pass, and with one pass for each new token."""
+    with compression(model, config):
         cached = model.generate(PROMPT, images=[make_video(6)], **GREEDY, **OUTPUT)
-        without = model.generate(PROMPT, images=[make_video(6)], **GREEDY, **OUTPUT, use_cache=False)
-        ids = torch.cat([PROMPT, cached.sequences], dim=1)
-        whole = [
-            model(ids[:, : PROMPT.shape[1] + new], images=[make_video(6)], modalities="video", continuation=new).logits
-            for new in range(GREEDY["max_new_tokens"])
+        tokens = cached.sequences
+        whole = recomputed(model, PROMPT, tokens, [make_video(6)])
+        steps = [
+            recomputed(model, PROMPT, tokens[:, : new + 1], [make_video(6)])[:, -1] for new in range(len(tokens[0]))
         ]
-    torch.testing.assert_close(logits_of(cached), logits_of(without), **CLOSE)
-    torch.testing.assert_close(logits_of(cached), torch.stack([logits[:, -1] for logits in whole], dim=1), **CLOSE)
+    torch.testing.assert_close(logits_of(cached), whole, **CLOSE)
+    torch.testing.assert_close(logits_of(cached), torch.stack(steps, dim=1), **CLOSE)
 
 
 @pytest.mark.parametrize("config", SETTINGS, ids=name_of)
@@ -101,18 +108,20 @@ def test_right_padded_prompts_go_by_their_last_token(model, make_video, config):
     assert end.min() < 1e-4
 
 
-@pytest.mark.parametrize("arguments", [{"num_beams": 3}, {"num_beams": 3, "num_return_sequences": 3}], ids=str)
 @pytest.mark.parametrize("config", SETTINGS, ids=name_of)
-def test_beams_are_those_without_a_cache(model, make_video, config, arguments):
-    ids = torch.tensor([[5, 6, IMAGE, 7], [5, 8, IMAGE, 7]])
+def test_scores_of_beams_are_those_without_a_cache(model, make_video, config):
+    """What the cache and the masks hold goes on with its beam."""
+    prompts = torch.tensor([[5, 6, IMAGE, 7], [5, 8, IMAGE, 7]])
     images = [make_video(3), make_video(7, seed=1)]
+    arguments = {**GREEDY, "num_beams": 3, "num_return_sequences": 3, "length_penalty": 0.0}
     with compression(model, config):
-        cached, without = (
-            model.generate(ids, images=images, **GREEDY, **arguments, use_cache=cache, **OUTPUT, output_scores=True)
-            for cache in (True, False)
-        )
-    assert torch.equal(cached.sequences, without.sequences)
-    torch.testing.assert_close(cached.sequences_scores, without.sequences_scores, **CLOSE)
+        found = model.generate(prompts, images=images, **arguments, **OUTPUT, output_scores=True)
+        for row, (tokens, score) in enumerate(zip(found.sequences, found.sequences_scores, strict=True)):
+            own = slice(row // 3, row // 3 + 1)
+            logits = recomputed(model, prompts[own], tokens[None], images[own])
+            expected = logits[0].log_softmax(-1).gather(1, tokens[:, None]).sum()
+            torch.testing.assert_close(score, expected, **CLOSE)
+    assert len(found.sequences.unique(dim=0)) > 2
 
 
 def test_exactly_so_many_tokens_are_in_each_cache(model, make_video):

@@ -200,8 +200,9 @@ class Continuing:
         held = cache.layers[self.state.layer]
         if later < 0 or held.get_seq_length() != short + later or len(held.keys) != rows:
             raise UserError(
-                "The cache was cut or its rows changed after tokens were pruned inside the language model, where its "
-                "layers hold different numbers of tokens; generate without an assistant model and prompt_lookup."
+                "The cache was cut, its rows changed, or it is quantised, since tokens were pruned inside the language "
+                "model, where its layers hold different numbers of tokens; use it as it is, and generate without an "
+                "assistant model and prompt_lookup."
             )
         new = self.state.valid.new_ones((rows, later + length))
         if mask is not None and mask.shape == (rows, self.state.prompt + later + length):
