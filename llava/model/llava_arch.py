@@ -22,6 +22,7 @@ from llava.model.newlines import SourceTokens, VisualTokens, insert_newlines, ne
 from llava.model.pooling import pool_2x2
 from llava.model.splice import PaddedBatch, items_per_row, pad_rows, splice_row
 from llava.token_compression import CompressionConfig, compress
+from llava.token_compression.inner import before_model, note_inner, refuse_inner
 
 logger = logging.getLogger(__name__)
 
@@ -144,6 +145,7 @@ class LlavaMetaForCausalLM:
         Raises:
             ConfigError: the method needs an input that this model does not have.
         """
+        refuse_inner(compression)
         item = VisualItem(frames, "video")
         ((features, signals),) = self._features([item], [compression])
         return features, self._inputs(item, self._source_tokens(item, features), signals)
@@ -161,8 +163,9 @@ class LlavaMetaForCausalLM:
         """
         for item in items:
             self.model.vision_tower.check_pixels(item.pixels)
-        config = self.token_compression or checkpoint_compression(self.config)
-        configs = [config if config is None or _is_compressed(item, config) else KEEP_ALL for item in items]
+        config = self.compression_config()
+        before = None if config is None else before_model(config)
+        configs = [before if config is None or _is_compressed(item, config) else KEEP_ALL for item in items]
         encoded = self._features(items, configs)
         return [self._kept_tokens(item, *encoded[index], configs[index]) for index, item in enumerate(items)]
 
@@ -224,10 +227,14 @@ class LlavaMetaForCausalLM:
             )
         tokens = source.tokens.flatten(0, 1)
         positions = torch.arange(len(tokens), device=tokens.device)
+        groups, config = None, self.compression_config()
         if compression is not None:
             result = compress(source.tokens, compression, **self._inputs(item, source, signals))
-            tokens, positions = result.tokens, result.positions
-        return insert_newlines(tokens, positions, source, newline)
+            tokens, positions, groups = result.tokens, result.positions, result.groups
+        if config is not None and _is_compressed(item, config):
+            note_inner(config, self.config.num_hidden_layers)
+            groups = torch.zeros_like(positions) if groups is None else groups
+        return insert_newlines(tokens, positions, source, newline, groups)
 
     def prepare_inputs_labels_for_multimodal(
         self,
@@ -258,16 +265,42 @@ class LlavaMetaForCausalLM:
         Raises:
             UserError: the number of items, of modalities or of sizes, or the shape of an item does not fit.
         """
-        if images is None and past_key_values is not None:  # a decoding step: new text only
+        batch = self.spliced(input_ids, attention_mask, past_key_values, labels, images, modalities, image_sizes)
+        if batch is None:
             return input_ids, position_ids, attention_mask, past_key_values, None, labels
-        has_placeholder = bool((input_ids == IMAGE_TOKEN_INDEX).any())
-        if not has_placeholder and (images is None or input_ids.shape[1] == 1):
-            return input_ids, position_ids, attention_mask, past_key_values, None, labels
-        side = getattr(self.config, "tokenizer_padding_side", "right")
-        batch = self.splice(input_ids, attention_mask, labels, images, modalities, image_sizes, side)
+        positions, mask, labels = self.as_given(batch, position_ids, attention_mask, labels)
+        return None, positions, mask, past_key_values, batch.embeds, labels
+
+    def as_given(
+        self,
+        batch: PaddedBatch,
+        position_ids: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+        labels: torch.Tensor | None,
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+        """Position ids, mask and labels of the spliced prompts where the prompts came with them, else None."""
         mask = None if attention_mask is None else batch.attention_mask.to(attention_mask.dtype)
         positions = None if position_ids is None and not self._source_positions() else batch.position_ids
-        return None, positions, mask, past_key_values, batch.embeds, None if labels is None else batch.labels
+        return positions, mask, None if labels is None else batch.labels
+
+    def spliced(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        past_key_values: Any,
+        labels: torch.Tensor | None,
+        images: Images | None,
+        modalities: str | Sequence[str],
+        image_sizes: Sequence[Sequence[int]] | None,
+    ) -> PaddedBatch | None:
+        """The prompts embedded; None where `prepare_inputs_labels_for_multimodal` returns everything unchanged."""
+        if images is None and past_key_values is not None:  # a decoding step: new text only
+            return None
+        has_placeholder = bool((input_ids == IMAGE_TOKEN_INDEX).any())
+        if not has_placeholder and (images is None or input_ids.shape[1] == 1):
+            return None
+        side = getattr(self.config, "tokenizer_padding_side", "right")
+        return self.splice(input_ids, attention_mask, labels, images, modalities, image_sizes, side)
 
     def splice(
         self,
@@ -324,6 +357,10 @@ class LlavaMetaForCausalLM:
             rows.append(row)
         return pad_rows(rows, padding_side)
 
+    def compression_config(self) -> CompressionConfig | None:
+        """What is set for this model, else what the checkpoint's config.json asks for."""
+        return self.token_compression or checkpoint_compression(self.config)
+
     def _source_positions(self) -> bool:
-        config = self.token_compression or checkpoint_compression(self.config)
+        config = self.compression_config()
         return config is not None and config.position_ids == "source"
