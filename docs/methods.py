@@ -93,10 +93,13 @@ def page() -> str:
 
 def _overview(known: dict[str, Documentation]) -> str:
     """All methods in one table."""
-    rows = ["| method | needs | prunes | final merge | lines of its file |", "| --- | --- | --- | --- | --: |"]
+    rows = [
+        "| method | needs | before or inside the language model | final merge | lines of its file |",
+        "| --- | --- | --- | --- | --: |",
+    ]
     for name, said in known.items():
         method = get_method(name)
-        where = {None: "before the language model", "none": "inside it"}.get(method.before, "before and inside it")
+        where = {None: "before", "none": "inside"}.get(method.before, "before and inside")
         merge = "yes" if method.merge else "no"
         rows.append(f"| [{name}](#{name}) | {_inputs(method)} | {where} | {merge} | {_lines(said)} |")
     return "\n".join(rows)
