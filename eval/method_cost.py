@@ -70,7 +70,7 @@ def count(name: str, frames: int, tokens_per_frame: int) -> Count:
     unknown = [given for given in method.inputs if given not in SHAPES]
     if unknown:
         raise ConfigError(f"Method {name!r} needs {', '.join(unknown)}, which synthetic features do not come with.")
-    sizes = {"frames": frames, "tokens": tokens_per_frame, "any": DIM}
+    sizes = {"frames": frames, "tokens": tokens_per_frame, "any": DIM, "patches": 4 * tokens_per_frame}
     generator = torch.Generator().manual_seed(0)
     inputs = {
         given: torch.rand(*(sizes[what] for what in SHAPES[given]), generator=generator) for given in method.inputs

@@ -16,7 +16,7 @@ from llava.instrument import stage
 from llava.model.image_merge import merge_crops
 from llava.model.items import Images, VisualItem, visual_items
 from llava.model.multimodal_encoder.siglip_encoder import SigLipVisionTower
-from llava.model.multimodal_encoder.signals import PER_FRAME, as_input, needed_signals
+from llava.model.multimodal_encoder.signals import PATCHES, PER_FRAME, UNPOOLED, as_input, needed_signals
 from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.model.newlines import SourceTokens, VisualTokens, insert_newlines, newline_period
 from llava.model.pooling import pool_2x2
@@ -119,15 +119,18 @@ class LlavaMetaForCausalLM:
         for chunk in frames.split(max(1, PATCHES_PER_CHUNK // tower.num_patches)):
             with stage("vision_tower", tower.device):
                 pixels = chunk.to(tower.device)
-                features, layer_input = tower.observe(pixels) if signals else (tower(pixels), None)
+                features, layer_inputs = tower.observe(pixels, signals) if signals else (tower(pixels), None)
             with stage("projector", weight.device):
                 projected = projector(features.to(weight))  # (chunk, patches, hidden)
                 encoded.append(pool_2x2(projected, mode) if pool else projected)
-            if layer_input is not None:  # what only a method needs counts as a part of its cost
+            if PATCHES in signals:
+                signals[PATCHES].append(projected)
+            if layer_inputs is not None:  # what only a method needs counts as a part of its cost
                 with stage("compression", tower.device):
-                    for name, signal in tower.signals(signals, features, layer_input).items():
+                    for name, signal in tower.signals(signals, features, layer_inputs).items():
                         signal = signal.to(weight.device)
-                        signals[name].append(pool_2x2(signal, mode) if pool and name not in PER_FRAME else signal)
+                        whole = not pool or name in (*PER_FRAME, *UNPOOLED)
+                        signals[name].append(signal if whole else pool_2x2(signal, mode))
         return torch.cat(encoded)
 
     def encode_video(
@@ -203,7 +206,16 @@ class LlavaMetaForCausalLM:
     def _inputs(
         self, item: VisualItem, source: SourceTokens, signals: dict[str, torch.Tensor]
     ) -> dict[str, torch.Tensor]:
-        """Signals in the layout of the item's source tokens."""
+        """Signals in the layout of the item's source tokens.
+
+        Raises:
+            ConfigError: signals that only videos have.
+        """
+        unpooled = [name for name in signals if name in UNPOOLED]
+        if unpooled and item.modality != "video":
+            raise ConfigError(f"The method needs {unpooled[0]} of videos; leave images as they are: images=False.")
+        if unpooled:
+            return {name: as_input(name, signal) for name, signal in signals.items()}
         return {
             name: signal[: len(source.tokens)]  # the whole image comes before its crops
             if name in PER_FRAME
