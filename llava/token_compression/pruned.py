@@ -30,7 +30,7 @@ BOUND_COLUMNS = 2**13
 PENDING_EDGES = 2**19
 """Edges collected before they are reduced to a forest."""
 
-PRUNED_SIZE = 1536
+PRUNED_SIZE = 1400
 """From so many vectors on, sketches save more than they cost."""
 
 NEIGHBOURS = 2
