@@ -9,6 +9,7 @@
 Every file of this folder is imported with the package, so that is all there is to adding one.
 """
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -112,3 +113,14 @@ def get_method(name: str) -> Method:
     if name not in _methods:
         raise ConfigError(f"Unknown compression method {name!r}{did_you_mean(name, list_methods())}.")
     return _methods[name]
+
+
+def docstring(name: str) -> str:
+    """What is written about the method called `name`: by its file, if that has no other method, else by its function.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    keep = get_method(name).keep
+    alone = [method.keep.__module__ for method in _methods.values()].count(keep.__module__) == 1
+    return inspect.getdoc(inspect.getmodule(keep) if alone else keep) or ""

@@ -75,6 +75,7 @@ class LlavaQwenForCausalLM(LlavaGenerationMixin, LlavaMetaForCausalLM, Qwen2ForC
         image_sizes: Sequence[Sequence[int]] | None = None,
         modalities: str | Sequence[str] = "image",
         logits_to_keep: int | torch.Tensor = 0,
+        cache: Any = None,
         continuation: int = 0,
         prompt_videos: torch.Tensor | None = None,
         **kwargs: Any,
@@ -87,13 +88,13 @@ class LlavaQwenForCausalLM(LlavaGenerationMixin, LlavaMetaForCausalLM, Qwen2ForC
         right padding.
 
         `logits_to_keep` is named because generation looks for the name: with it, the vocabulary's logits are computed
-        for the last position of a prompt alone and not for all of its thousands of visual tokens.
+        for the last position of a prompt alone and not for all of its thousands of visual tokens. So is `cache`, the
+        name of `past_key_values` since transformers 5.24.
 
         A method that prunes inside the language model goes by the last token of the prompt. `continuation` says how
         many tokens at the end come after it, where an answer is given too. Its logits are those of the positions that
         are left. `prompt_videos` is what `generate` knows of the prompt, see `llava.model.splice.Row.videos`.
         """
-        cache = kwargs.pop("cache", None)  # the name since transformers 5.24
         past_key_values = cache if past_key_values is None else past_key_values
         prompt = None
         if inputs_embeds is None:
