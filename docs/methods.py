@@ -32,11 +32,13 @@ All are called as `CompressionConfig(method=..., retention_ratio=...)` and keep 
 Costs are those of the choice alone; the final merge (Eq. 7 and 8 of LLaVA-Scissor) adds O(K T D) operations and blocks
 of at most 2^21 numbers. F is the number of frames, N of tokens per frame, T = F N, K of kept tokens, D the dimension
 of a token; of methods that prune inside the language model it is the choice there. `python -m eval.method_cost` counts
-what is really computed, and tests hold it to what is stated here.
+what is really computed, and tests hold it to what is stated here. Those methods work with `model.generate` and
+`VideoQA.ask`, where the question is known when the video is read.
 
 No method depends on the attention kernel (eager, sdpa, flash attention) of the vision tower or of the language model:
 the attention that a method needs is computed beside the layer, for the rows that it needs, and no layer returns its
-attention matrix. What it needs of the vision tower takes one more product of queries and keys, of the last layer.
+attention matrix. What it needs of the vision tower takes one more product of queries and keys, of the last layer, or
+of two others (`aot`).
 """
 
 
@@ -93,15 +95,14 @@ def page() -> str:
 
 def _overview(known: dict[str, Documentation]) -> str:
     """All methods in one table."""
-    rows = [
-        "| method | needs | before or inside the language model | final merge | lines of its file |",
-        "| --- | --- | --- | --- | --: |",
-    ]
+    rows = ["| method | needs | prunes | final merge | lines of its file |", "| --- | --- | --- | --- | --: |"]
     for name, said in known.items():
         method = get_method(name)
-        where = {None: "before", "none": "inside"}.get(method.before, "before and inside")
-        merge = "yes" if method.merge else "no"
-        rows.append(f"| [{name}](#{name}) | {_inputs(method)} | {where} | {merge} | {_lines(said)} |")
+        where = "before the language model" if said.prunes == BEFORE else said.prunes
+        if method.before is not None:
+            where = "inside the language model" if method.before == "none" else "before and inside it"
+        merge, lines = "yes" if method.merge else "no", _lines(said)
+        rows.append(f"| [{name}](#{name}) | {_needs(method)} | {where} | {merge} | {lines} |")
     return "\n".join(rows)
 
 
@@ -145,13 +146,11 @@ def _merge(method: Method) -> str:
 
 def _needs(method: Method) -> str:
     """What it takes besides the tokens."""
-    inside = "; the language model: with `model.generate` and `VideoQA.ask` alone" if method.before is not None else ""
-    return _inputs(method) + inside
-
-
-def _inputs(method: Method) -> str:
-    before = method if method.before in (None, "none") else get_method(method.before)
-    return ", ".join(f"`{name}`" for name in before.inputs) or "the tokens alone"
+    before = method if method.before is None else get_method(method.before)
+    inputs = [f"`{name}`" for name in before.inputs]
+    if method.before is not None:
+        inputs.append("attention of the language model")
+    return ", ".join(inputs) or "the tokens alone"
 
 
 def _options(method: Method) -> str:

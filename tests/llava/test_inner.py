@@ -201,3 +201,12 @@ def test_an_emptied_cache_is_used_again(model, make_video):
             pytest.skip("this version of transformers fills a cache with zeros instead of emptying it")
         again = model.generate(torch.tensor([[5, 6, 7]]), past_key_values=cache, **GREEDY, **OUTPUT)
     assert torch.equal(logits_of(again), logits_of(plain))
+
+
+@torch.no_grad()
+def test_a_prompt_that_ends_in_its_video(make_llava, make_video):
+    model = make_llava(num_hidden_layers=LAYERS, mm_newline_position="no_token", tokenizer_model_max_length=20)
+    for frames, read in ((4, 17), (6, 20)):  # the second one is cut
+        with compression(model, method="fastv", retention_ratio=0.25):
+            cache = model(PROMPT[:, 1:3], images=[make_video(frames)], modalities="video").past_key_values
+        assert (lengths(cache)[0], lengths(cache)[-1]) == (read, 1 + round((read - 1) / 4))

@@ -1,5 +1,6 @@
 """Where pruning inside the language model works, and how it is refused where it does not."""
 
+import dataclasses
 import re
 
 import pytest
@@ -18,6 +19,7 @@ from llava.model.device_map import VISUAL
 from llava.pipeline import VideoQA
 from llava.serving import video_tokens
 from llava.token_compression import CompressionConfig, StreamingCompressor, compress, compression
+from llava.token_compression.registry import _methods, get_method
 
 
 @pytest.fixture
@@ -164,6 +166,21 @@ def test_kernels_that_take_masks_of_padding_alone(model, make_video, config, mon
             alone = model.generate(PROMPT, images=videos[:1], **GREEDY, **OUTPUT)
         logits.append([logits_of(together), logits_of(alone)])
     torch.testing.assert_close(*logits, **CLOSE)
+
+
+@torch.no_grad()
+def test_under_autocast_it_chooses_in_float32(model, make_video, monkeypatch):
+    seen = []
+    fastv = get_method("fastv")
+    spy = dataclasses.replace(fastv, keep=lambda video, count: seen.append(video.attention) or fastv.keep(video, count))
+    monkeypatch.setitem(_methods, "fastv", spy)
+    for enabled in (True, False):
+        with compression(model, method="fastv", retention_ratio=0.3), torch.autocast("cpu", torch.bfloat16, enabled):
+            logits = model(PROMPT, images=[make_video(3)], modalities="video").logits
+        assert logits.isfinite().all()
+    assert seen[0].dtype == torch.float32
+    torch.testing.assert_close(seen[0], seen[1], atol=0.05, rtol=0)
+    assert (seen[0].sum(dim=-1) < 1).all()  # the rest goes to the text
 
 
 @pytest.mark.parametrize("method", ["fastv", "dycoke"])

@@ -62,7 +62,8 @@ def attention_rows(
         _, new = apply_rotary_pos_emb(new, new, cos, sin)
     keys = new if keys is None else torch.cat([keys.to(new.device), new], dim=2)
     grouped = queries.reshape(rows, keys.shape[1], -1, attention.head_dim).float()  # heads that share their keys
-    scores = (grouped @ keys.float().mT).view(rows, -1, query.shape[1], keys.shape[2]) * attention.scaling
+    with torch.autocast(grouped.device.type, enabled=False):
+        scores = (grouped @ keys.float().mT).view(rows, -1, query.shape[1], keys.shape[2]) * attention.scaling
     seen = valid.to(scores.device).unsqueeze(1)
     if rotary is not None:
         last = (own[1] + keys.shape[2] - tokens).unsqueeze(2)

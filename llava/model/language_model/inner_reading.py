@@ -131,6 +131,10 @@ class Reading(PromptPass):
         if self.options.looking == "last" or not self.parts[row]:
             return torch.tensor([last])
         text = (self.videos[row, : last + 1] == 0) & self.valid[row, : last + 1]
+        (first, _), (last_one, _) = self.parts[row][0], self.parts[row][-1]
+        if not text[int(last_one[-1]) :].any():
+            raise UserError(f"Method {self.config.method!r} goes by the text after a video, and there is none.")
+        text[: int(first[0])] = False
         return text.nonzero()[:, 0].cpu()
 
     def _shorten(self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -165,13 +169,12 @@ class Reading(PromptPass):
             if count == len(places):
                 continue
             groups, places = self.videos[row][places] % GROUPS, places.to(hidden.device)
-            after = (self.looking[row] > int(places[-1])).nonzero()[:, 0]
-            if len(after) == 0:
-                raise UserError(f"Method {self.config.method!r} goes by the text after a video, and there is none.")
+            after = (self.looking[row] > int(places[-1])) | (self.options.looking == "last")
             attention = self.attention[row].to(hidden.device)[:, after][:, :, places]
             text = hidden[self.looking[row][after]]
             video = InnerVideo(attention, hidden[places], groups.to(hidden.device), text, self.options)
-            survivors = keep(video, count)
+            with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
+                survivors = keep(video, count)
             dropped[places] = True
             dropped[places[survivors.kept]] = False
             if survivors.hidden is not None:
