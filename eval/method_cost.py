@@ -22,6 +22,7 @@ from docs.methods import documentation
 from eval.bench_compress import synthetic_features
 from llava.errors import ConfigError
 from llava.token_compression import CompressionConfig, list_methods
+from llava.token_compression.inputs import SHAPES
 from llava.token_compression.registry import get_method
 
 DIM, RATIO = 64, 0.2
@@ -63,14 +64,18 @@ def count(name: str, frames: int, tokens_per_frame: int) -> Count:
         ConfigError: the method needs more than the tokens.
     """
     method = get_method(name)
-    if method.inputs:
-        raise ConfigError(
-            f"Method {name!r} needs {', '.join(method.inputs)}, which synthetic features do not come with."
-        )
+    unknown = [given for given in method.inputs if given not in SHAPES]
+    if unknown:
+        raise ConfigError(f"Method {name!r} needs {', '.join(unknown)}, which synthetic features do not come with.")
+    sizes = {"frames": frames, "tokens": tokens_per_frame, "any": DIM}
+    generator = torch.Generator().manual_seed(0)
+    inputs = {
+        given: torch.rand(*(sizes[what] for what in SHAPES[given]), generator=generator) for given in method.inputs
+    }
     features = synthetic_features(frames, tokens_per_frame, DIM)
     config = CompressionConfig(method=name, retention_ratio=1.0 if name == "none" else RATIO)
     with torch.no_grad(), Meter() as meter:
-        method.keep(features, config, config.budget(frames * tokens_per_frame))
+        method.keep(features, config, config.budget(frames * tokens_per_frame), **inputs)
     return Count(meter.operations, meter.memory)
 
 

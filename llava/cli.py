@@ -6,7 +6,9 @@ import argparse
 import json
 import logging
 import re
+import shutil
 import sys
+import textwrap
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,6 +37,8 @@ FLAGS = {
 
 OVERRIDE = re.compile(r"(model|video|compression)\.\w+(\.\w+)*=")
 """What tells a `section.key=value` from the name of a file."""
+
+SIZE = re.compile(r"compression\.(retention_ratio|retained_tokens|similarity_threshold)=")
 
 TEXT_KEYS = ("compression.method", "model.path", "model.device", "model.dtype")
 """Values that are text even where YAML would read a number or nothing at all, such as the folder `~` or `2024`."""
@@ -169,6 +173,9 @@ def _ask(arguments: argparse.Namespace, overrides: list[str]) -> None:
 def _show(arguments: argparse.Namespace, overrides: list[str]) -> None:
     _set_up_logging(arguments.verbose)
     check_file(Path(arguments.file), UserError)
+    sizes = [arguments.retention_ratio, arguments.threshold, *(word for word in overrides if SIZE.match(word))]
+    if not arguments.config and not any(sizes):
+        arguments.retention_ratio = "0.1"
     experiment, compresses = _experiment(arguments, overrides)
 
     from llava.pipeline import VideoQA
@@ -264,9 +271,15 @@ def _calibrate(arguments: argparse.Namespace, words: list[str]) -> None:
 
 
 def _methods() -> None:
+    """Each method's name and the first sentence of what is written about it."""
     from llava.token_compression import list_methods
+    from llava.token_compression.registry import docstring
 
-    print("\n".join(list_methods()))
+    indent = max(map(len, list_methods())) + 2
+    for name in list_methods():
+        sentence = re.split(r"\.(?=\s+[A-Z]|$)", " ".join(docstring(name).split()), maxsplit=1)[0]
+        width = shutil.get_terminal_size().columns
+        print(textwrap.fill(f"{name:<{indent}}{sentence}", width, subsequent_indent=" " * indent))
 
 
 def _set_up_logging(verbose: bool) -> None:

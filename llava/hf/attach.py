@@ -47,7 +47,7 @@ def drop_all(model: Any) -> None:
 
 
 def _check_config(config: CompressionConfig) -> None:
-    needed = get_method(config.method).inputs
+    needed = get_method(config.method).needed(config.options)
     if needed:
         raise ConfigError(
             f"Method {config.method!r} needs {', '.join(needed)}, which the models of transformers do not give; choose "

@@ -16,6 +16,7 @@ from llava.instrument import stage
 from llava.model.image_merge import merge_crops
 from llava.model.items import Images, VisualItem, visual_items
 from llava.model.multimodal_encoder.siglip_encoder import SigLipVisionTower
+from llava.model.multimodal_encoder.signals import PER_FRAME, as_input, needed_signals
 from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.model.newlines import SourceTokens, VisualTokens, insert_newlines, newline_period
 from llava.model.pooling import pool_2x2
@@ -41,6 +42,10 @@ def checkpoint_compression(config: Any) -> CompressionConfig | None:
         error_tolerance=getattr(config, "mm_zip_epsilon", 0.05),
         images=True,
     )
+
+
+def _is_compressed(item: VisualItem, config: CompressionConfig) -> bool:
+    return item.modality == "video" or (item.modality == "image" and config.images)
 
 
 class LlavaMetaModel:
@@ -88,12 +93,16 @@ class LlavaMetaForCausalLM:
         """The vision tower, or None for a text-only model."""
         return self.model.get_vision_tower()
 
-    def encode_frames(self, frames: torch.Tensor, pool: bool = True) -> torch.Tensor:
+    def encode_frames(
+        self, frames: torch.Tensor, pool: bool = True, signals: dict[str, list[torch.Tensor]] | None = None
+    ) -> torch.Tensor:
         """Vision tower, projector and 2x2 pooling, in chunks.
 
         Args:
             frames: (frames, 3, side, side) pixels, any device and float dtype.
             pool: videos are pooled, images are not.
+            signals: by their name in `multimodal_encoder/signals.py`, lists to which the (frames, tokens, channels) or
+                (frames, channels) of each chunk is added, pooled as the features are.
 
         Returns:
             (frames, tokens, hidden_size) on the model's device and in its dtype.
@@ -103,16 +112,41 @@ class LlavaMetaForCausalLM:
         """
         tower, projector = self.model.vision_tower, self.model.mm_projector
         weight = next(projector.parameters())
+        mode = getattr(self.config, "mm_spatial_pool_mode", None)
+        signals = signals or {}
         encoded = []
         for chunk in frames.split(max(1, PATCHES_PER_CHUNK // tower.num_patches)):
             with stage("vision_tower", tower.device):
-                features = tower(chunk.to(tower.device))
+                pixels = chunk.to(tower.device)
+                features, layer_input = tower.observe(pixels) if signals else (tower(pixels), None)
             with stage("projector", weight.device):
                 projected = projector(features.to(weight))  # (chunk, patches, hidden)
-                if pool:
-                    projected = pool_2x2(projected, getattr(self.config, "mm_spatial_pool_mode", None))
-                encoded.append(projected)
+                encoded.append(pool_2x2(projected, mode) if pool else projected)
+            if layer_input is not None:  # what only a method needs counts as a part of its cost
+                with stage("compression", tower.device):
+                    for name, signal in tower.signals(signals, features, layer_input).items():
+                        signal = signal.to(weight.device)
+                        signals[name].append(pool_2x2(signal, mode) if pool and name not in PER_FRAME else signal)
         return torch.cat(encoded)
+
+    def encode_video(
+        self, frames: torch.Tensor, compression: CompressionConfig
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """What `compress` takes of a video: `features, inputs = ...; compress(features, compression, **inputs)`.
+
+        Args:
+            frames: (frames, 3, side, side) pixels.
+            compression: its method says which inputs are computed.
+
+        Returns:
+            What `encode_frames` returns, and the inputs by their names, as `llava/token_compression/inputs.py` states.
+
+        Raises:
+            ConfigError: the method needs an input that this model does not have.
+        """
+        item = VisualItem(frames, "video")
+        ((features, signals),) = self._features([item], [compression])
+        return features, self._inputs(item, self._source_tokens(item, features), signals)
 
     def encode_images(self, items: Sequence[VisualItem]) -> list[VisualTokens]:
         """Everything between pixels and prompt; the one place where tokens are compressed.
@@ -128,18 +162,31 @@ class LlavaMetaForCausalLM:
         for item in items:
             self.model.vision_tower.check_pixels(item.pixels)
         config = self.token_compression or checkpoint_compression(self.config)
-        sources = map(self._source_tokens, items, self._features(items))
-        return [self._kept_tokens(source, item, config) for source, item in zip(sources, items, strict=True)]
+        configs = [config if config is None or _is_compressed(item, config) else KEEP_ALL for item in items]
+        encoded = self._features(items, configs)
+        return [self._kept_tokens(item, *encoded[index], configs[index]) for index, item in enumerate(items)]
 
-    def _features(self, items: Sequence[VisualItem]) -> list[torch.Tensor]:
-        """(frames or crops, tokens, hidden_size) of each item; the tower takes all videos, then all images together."""
-        features: dict[int, torch.Tensor] = {}
+    def _features(
+        self, items: Sequence[VisualItem], configs: Sequence[CompressionConfig | None]
+    ) -> list[tuple[torch.Tensor, dict[str, torch.Tensor]]]:
+        """(frames or crops, tokens, hidden_size) of each item, and the signals that its method needs, in this layout.
+
+        The tower takes all videos, then all images together.
+        """
+        features: dict[int, tuple[torch.Tensor, dict[str, torch.Tensor]]] = {}
         for pool in (True, False):
             chosen = [index for index, item in enumerate(items) if (item.modality == "video") == pool]
+            if not chosen:
+                continue
             pixels = [items[index].pixels for index in chosen]
-            if pixels:
-                encoded = self.encode_frames(torch.cat(pixels) if len(pixels) > 1 else pixels[0], pool)
-                features |= zip(chosen, encoded.split([len(item) for item in pixels]), strict=True)
+            lengths = [len(item) for item in pixels]
+            signals: dict[str, list[torch.Tensor]] = {
+                name: [] for index in chosen for name in needed_signals(configs[index])
+            }
+            encoded = self.encode_frames(torch.cat(pixels) if len(pixels) > 1 else pixels[0], pool, signals)
+            parts = {name: torch.cat(chunks).split(lengths) for name, chunks in signals.items()}
+            for place, (index, own) in enumerate(zip(chosen, encoded.split(lengths), strict=True)):
+                features[index] = own, {name: parts[name][place] for name in needed_signals(configs[index])}
         return [features[index] for index in range(len(items))]
 
     def _source_tokens(self, item: VisualItem, features: torch.Tensor) -> SourceTokens:
@@ -150,9 +197,25 @@ class LlavaMetaForCausalLM:
             return SourceTokens(features, period=newline_period(self.config, features.shape[0], features.shape[1]))
         return merge_crops(features, self.config, item.size, self.model.vision_tower.config.image_size)
 
+    def _inputs(
+        self, item: VisualItem, source: SourceTokens, signals: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """Signals in the layout of the item's source tokens."""
+        return {
+            name: signal[: len(source.tokens)]  # the whole image comes before its crops
+            if name in PER_FRAME
+            else as_input(name, self._source_tokens(item, signal).tokens)
+            for name, signal in signals.items()
+        }
+
     def _kept_tokens(
-        self, source: SourceTokens, item: VisualItem, compression: CompressionConfig | None
+        self,
+        item: VisualItem,
+        features: torch.Tensor,
+        signals: dict[str, torch.Tensor],
+        compression: CompressionConfig | None,
     ) -> VisualTokens:
+        source = self._source_tokens(item, features)
         newline = getattr(self.model, "image_newline", None)
         if source.period is not None and newline is None:
             raise ConfigError(
@@ -162,8 +225,7 @@ class LlavaMetaForCausalLM:
         tokens = source.tokens.flatten(0, 1)
         positions = torch.arange(len(tokens), device=tokens.device)
         if compression is not None:
-            compressed = item.modality == "video" or (item.modality == "image" and compression.images)
-            result = compress(source.tokens, compression if compressed else KEEP_ALL)
+            result = compress(source.tokens, compression, **self._inputs(item, source, signals))
             tokens, positions = result.tokens, result.positions
         return insert_newlines(tokens, positions, source, newline)
 

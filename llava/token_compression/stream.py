@@ -48,7 +48,7 @@ class StreamingCompressor:
     def __init__(self, config: CompressionConfig, window: int = 32):
         if window < 1:
             raise ConfigError(f"A window must have at least one frame, got window={window}.")
-        inputs = get_method(config.method).inputs
+        inputs = get_method(config.method).needed(config.options)
         if inputs:
             raise ConfigError(
                 f"Method {config.method!r} needs the input {inputs[0]!r} besides frames, which a stream does not "
