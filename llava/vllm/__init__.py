@@ -50,7 +50,7 @@ def compression_of(hf_config: Any, pruning_rate: float | None) -> CompressionCon
     sizes = ("retention_ratio", "retained_tokens", "similarity_threshold")
     size = {} if any(name in given for name in sizes) else {"retention_ratio": round(1 - pruning_rate, 9)}
     config = CompressionConfig.from_dict({**given, **size}, "hf_overrides (llava_scissor)")
-    needed = get_method(config.method).inputs
+    needed = get_method(config.method).needed(config.options)
     if needed:
         raise ConfigError(
             f"hf_overrides (llava_scissor): method {config.method!r} needs {', '.join(needed)}, which vLLM does not "

@@ -5,6 +5,7 @@ Their tokens are bytes. The processors are those of transformers; those of video
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,7 @@ INTERN = {
     "end_image_token": "</img>",
     "context_image_token": "<IMG_CONTEXT>",
     "video_token": "<video>",
+    "label": "Frame",  # one token, as in theirs
 }
 
 CHECKPOINTS = {
@@ -124,6 +126,7 @@ CHECKPOINTS = {
         QWEN, QWEN_IMAGE, QWEN_VIDEO, _qwen("Qwen2_5_VL", "Qwen2VL", 14), {"patch_size": 14, "window_size": 56}
     ),
     "qwen3_vl": Checkpoint(QWEN, QWEN_IMAGE, QWEN_VIDEO, _qwen("Qwen3VL", "Qwen3VL", 16), {"patch_size": 16}),
+    "qwen3_vl_moe": Checkpoint(QWEN, QWEN_IMAGE, QWEN_VIDEO, _qwen("Qwen3VL", "Qwen3VL", 16), {"patch_size": 16}),
     "llava_next_video": Checkpoint(
         LLAVA,
         "<image>",
@@ -179,6 +182,20 @@ def write_checkpoint(kind: str, folder: Path) -> Path:
     template = TEMPLATE.replace("IMAGE", checkpoint.image).replace("VIDEO", checkpoint.video)
     checkpoint.processor(tokenizer, template).save_pretrained(folder)
     return folder
+
+
+def decode_with_pyav(monkeypatch: Any) -> None:
+    """Transformers reads files with torchcodec, which needs FFmpeg's libraries; without it, let PyAV do that."""
+    from transformers.video_processing_utils import BaseVideoProcessor
+    from transformers.video_utils import load_video
+
+    def fetch(self: Any, videos: Any, sample_indices_fn: Any = None) -> Any:
+        return zip(
+            *(load_video(name, backend="pyav", sample_indices_fn=sample_indices_fn) for name in videos), strict=True
+        )
+
+    if find_spec("torchcodec") is None:
+        monkeypatch.setattr(BaseVideoProcessor, "fetch_videos", fetch)
 
 
 def _special_ids(config: Any, ids: dict[str, int]) -> dict[str, int]:

@@ -4,7 +4,6 @@ lmms-eval loads the checkpoint from disk, reads the video, fills the chat templa
 qwen-vl-utils. A CPU and fewer frames are all that is asked for otherwise than in configs/hf.
 """
 
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -14,11 +13,9 @@ pytest.importorskip("decord", reason="lmms-eval reads videos with decord")
 pytest.importorskip("torchvision", reason="transformers' processors of videos need torchvision")
 
 import yaml
-from hf_checkpoints import CHECKPOINTS, write_checkpoint
+from hf_checkpoints import decode_with_pyav, write_checkpoint
 from lmms_eval.api.instance import Instance
 from lmms_eval.models.model_utils.gen_metrics import reset_logged_metrics, summarize_logged_metrics
-from transformers.video_processing_utils import BaseVideoProcessor
-from transformers.video_utils import load_video
 
 from llava.assets import tiny_model_path
 from llava.lmms_eval_hf import CompressedWrapper
@@ -39,19 +36,10 @@ def wrapper_of(kind):
 
 @pytest.fixture(autouse=True)
 def _decoder(monkeypatch):
-    """Transformers decodes with torchcodec, which needs FFmpeg's libraries; without them it is told to use PyAV."""
-    if find_spec("torchcodec") is None:
-
-        def fetch(self, videos, sample_indices_fn=None):
-            return zip(
-                *(load_video(video, backend="pyav", sample_indices_fn=sample_indices_fn) for video in videos),
-                strict=True,
-            )
-
-        monkeypatch.setattr(BaseVideoProcessor, "fetch_videos", fetch)
+    decode_with_pyav(monkeypatch)
 
 
-@pytest.mark.parametrize("kind", CHECKPOINTS)
+@pytest.mark.parametrize("kind", [file.stem for file in sorted(CONFIGS.glob("*.yaml"))])
 def test_wrapper_compresses(kind, tmp_path):
     wrapper = wrapper_of(kind)
     if wrapper.startswith("qwen"):

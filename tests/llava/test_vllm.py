@@ -71,6 +71,7 @@ def test_settings():
         ({}, 0.0, "--video-pruning-rate"),
         ({"methd": "scissor"}, 0.9, "did you mean 'method'"),
         ({"similarity_threshold": 0.9}, 0.9, "depends on the video"),
+        ({"method": "visionzip"}, 0.9, "needs vision_attn"),
     ],
 )
 def test_settings_that_cannot_be_served(given, rate, message):
