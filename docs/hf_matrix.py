@@ -83,7 +83,7 @@ def outcomes(python: str) -> tuple[str, Outcomes]:
 
 
 def table(results: dict[str, Outcomes]) -> str:
-    """Markdown: a row for each family with a column for each heading; a row for each method with one for each family."""
+    """Markdown: families by headings, and methods by families."""
     tests = {key for outcomes in results.values() for key in outcomes}
     families = sorted({family for family, name in tests if name == "positions"})
     methods = sorted({name for _, name in tests if name.startswith(f"{METHOD_TEST}-")})

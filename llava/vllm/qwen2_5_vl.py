@@ -45,6 +45,8 @@ class CompressedProcessor(Qwen2_5_VLMultiModalProcessor):
 class LlavaScissorQwen2_5_VL(Qwen2_5_VLForConditionalGeneration):  # noqa: N801  # vLLM's name with ours before it
     """Keeps the tokens of a video that the configuration asks for."""
 
+    video_pruning_rate: float | None
+
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         self.compression = compression_of(self.config, self.video_pruning_rate)
