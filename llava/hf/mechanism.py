@@ -246,10 +246,9 @@ class Mechanism:
         newline = getattr(self.base, "image_newline", None)
         with stage("compression", embeds.device):
             rows = compress_videos(embeds, places, self.config, newline)
-            shorter = cut(rows, valid)
-        if all(video.result.stats.kept_tokens == video.places.numel() for row in rows for video in row):
-            return None
-        return args, self._shortened(kwargs, rows, shorter, valid)
+            if all(video.result.stats.kept_tokens == video.places.numel() for row in rows for video in row):
+                return None
+            return args, self._shortened(kwargs, rows, cut(rows, valid), valid)
 
     def _places(self, found: Tensor, kind: str = "video") -> list[list[Tensor]]:
         """For each row of (batch, length) placeholders the places of its videos, or images."""
