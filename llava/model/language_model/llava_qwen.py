@@ -93,7 +93,7 @@ class LlavaQwenForCausalLM(LlavaGenerationMixin, LlavaMetaForCausalLM, Qwen2ForC
 
         A method that prunes inside the language model goes by the last token of the prompt. `continuation` says how
         many tokens at the end come after it, where an answer is given too. Its logits are those of the positions that
-        are left. `prompt_videos` is what `generate` knows of the prompt, see `llava.model.splice.Row.videos`.
+        are left. `prompt_videos` is what generation knows of the prompt: `videos` of `llava.model.splice.Row`.
         """
         past_key_values = cache if past_key_values is None else past_key_values
         prompt = None
