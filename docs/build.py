@@ -27,6 +27,9 @@ PAGES = {
 }
 PACKAGES = ("llava", "eval")
 SCRIPT = re.compile("<script.*?</script>", re.DOTALL)
+ELSEWHERE = {"llava.vllm.qwen2_5_vl"}
+"""Modules that need what this project does not install: vLLM."""
+
 LINK = re.compile(r"(?<=\]\()([\w./-]+)(?=[)#])")
 
 
@@ -49,8 +52,9 @@ def module_names() -> Iterator[str]:
     """Packages and all that is in them, also what `__all__` leaves out; without packages that say nothing."""
     for package in PACKAGES:
         for path in (ROOT / package).rglob("*.py"):
-            if path.stat().st_size or path.parent.name == package:
-                yield ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+            name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+            if name not in ELSEWHERE and (path.stat().st_size or path.parent.name == package):
+                yield name
 
 
 def page(path: str, name: str, site: Path) -> Module:

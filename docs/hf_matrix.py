@@ -13,7 +13,10 @@ from xml.etree import ElementTree
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "hf.md"
-TESTS = ("tests/llava/test_hf_families.py", "tests/llava/test_hf_generation.py", "tests/llava/test_serving.py")
+TESTS = [f"tests/llava/test_{name}.py" for name in ("hf_families", "hf_generation", "serving")]
+ON_DISK = [f"tests/llava/test_{name}.py" for name in ("hf_processors", "lmms_eval_wrappers")]
+"""Tests that need torchvision, and lmms-eval with what its models need; a Python without them leaves them out."""
+
 MARKS = ("<!-- table -->\n", "<!-- end of table -->\n")
 COLUMNS = {
     "all kept: same logits": ["everything_kept_changes_nothing"],
@@ -35,10 +38,15 @@ COLUMNS = {
     "quantised decoder": ["quantised_weights"],
     "compiled steps": ["compiled_steps_are_one_graph"],
     "count from the size": ["count_is_that_of_the_prompt"],
+    "its processor and chat template": ["chat_template_and_processor"],
+    "pipeline": ["pipeline"],
+    "lmms-eval's own model": ["wrapper_compresses"],
 }
 """Tests, without `test_`, under the heading of what they show."""
 
+METHOD_TEST = "language_model_reads_what_compress_gives"
 Outcomes = dict[tuple[str, str], bool]
+"""Whether all cases passed, by family and test, and for that of methods also by family and `test-method`."""
 
 
 def main(pythons: list[str]) -> None:
@@ -58,33 +66,48 @@ def outcomes(python: str) -> tuple[str, Outcomes]:
     ).stdout.strip()
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        command = [python, "-m", "pytest", "-q", "-m", "not slow", f"--junitxml={report}", *TESTS]
+        command = [python, "-m", "pytest", "-q", "-m", "not slow", f"--junitxml={report}", *TESTS, *ON_DISK]
         subprocess.run(command, cwd=ROOT, stdout=sys.stderr, check=False)
         cases = ElementTree.parse(report).iter("testcase")
         found: dict[tuple[str, str], list[bool]] = defaultdict(list)
         for case in cases:
             name, _, parameters = case.attrib["name"].removesuffix("]").partition("[")
-            family = parameters.partition("-")[0]
+            family, _, method = parameters.partition("-")
             if case.find("skipped") is None:
-                found[family, name.removeprefix("test_")].append(case.find("failure") is None)
+                passed = case.find("failure") is None and case.find("error") is None
+                name = name.removeprefix("test_")
+                found[family, name].append(passed)
+                if name == METHOD_TEST:
+                    found[family, f"{name}-{method}"].append(passed)
     return version, {key: all(passed) for key, passed in found.items()}
 
 
 def table(results: dict[str, Outcomes]) -> str:
-    """Markdown: a row for each family, a column for each heading."""
-    families = sorted({family for tests in results.values() for family, name in tests if name == "positions"})
-    rows = [["model_type", *COLUMNS], ["---"] * (len(COLUMNS) + 1)]
-    for family in families:
-        cells = []
-        for names in COLUMNS.values():
-            ran = [[tests[family, name] for name in names if (family, name) in tests] for tests in results.values()]
-            ran = [passed for passed in ran if passed]
-            good = sum(all(passed) for passed in ran)
-            cells.append(f"{good} of {len(ran)}" if ran else "not run")
-        rows.append([f"`{family}`", *cells])
-    versions = " and ".join(results)
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    return f"\nVersions of transformers: {versions}.\n\n" + "\n".join(lines) + "\n\n"
+    """Markdown: families by headings, and methods by families."""
+    tests = {key for outcomes in results.values() for key in outcomes}
+    families = sorted({family for family, name in tests if name == "positions"})
+    methods = sorted({name for _, name in tests if name.startswith(f"{METHOD_TEST}-")})
+    features = [[f"`{family}`", *(_cell(results, family, names) for names in COLUMNS.values())] for family in families]
+    by_method = [
+        [f"`{name.partition('-')[2]}`", *(_cell(results, family, [name]) for family in families)] for name in methods
+    ]
+    return (
+        f"\nVersions of transformers: {', '.join(results)}.\n\n"
+        f"{_markdown(['model_type', *COLUMNS], features)}\n\n"
+        "Every method that needs nothing but the features, at exactly the number of tokens asked for, with the kept "
+        f"tokens those of `compress` by hand:\n\n"
+        f"{_markdown(['method', *(f'`{family}`' for family in families)], by_method)}\n\n"
+    )
+
+
+def _cell(results: dict[str, Outcomes], family: str, names: list[str]) -> str:
+    ran = [[tests[family, name] for name in names if (family, name) in tests] for tests in results.values()]
+    ran = [passed for passed in ran if passed]
+    return f"{sum(all(passed) for passed in ran)} of {len(ran)}" if ran else "not run"
+
+
+def _markdown(heads: list[str], rows: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in [heads, ["---"] * len(heads), *rows])
 
 
 if __name__ == "__main__":

@@ -6,7 +6,9 @@ import argparse
 import json
 import logging
 import re
+import shutil
 import sys
+import textwrap
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,6 +37,8 @@ FLAGS = {
 
 OVERRIDE = re.compile(r"(model|video|compression)\.\w+(\.\w+)*=")
 """What tells a `section.key=value` from the name of a file."""
+
+SIZE = re.compile(r"compression\.(retention_ratio|retained_tokens|similarity_threshold)=")
 
 TEXT_KEYS = ("compression.method", "model.path", "model.device", "model.dtype")
 """Values that are text even where YAML would read a number or nothing at all, such as the folder `~` or `2024`."""
@@ -169,6 +173,9 @@ def _ask(arguments: argparse.Namespace, overrides: list[str]) -> None:
 def _show(arguments: argparse.Namespace, overrides: list[str]) -> None:
     _set_up_logging(arguments.verbose)
     check_file(Path(arguments.file), UserError)
+    sizes = [arguments.retention_ratio, arguments.threshold, *(word for word in overrides if SIZE.match(word))]
+    if not arguments.config and not any(sizes):
+        arguments.retention_ratio = "0.1"
     experiment, compresses = _experiment(arguments, overrides)
 
     from llava.pipeline import VideoQA
@@ -218,6 +225,9 @@ def report(answer: Answer) -> str:
         ("tokens before compression", f"{answer.source_tokens}"),
         ("tokens after compression", f"{answer.kept_tokens}  ({100 * answer.retention_ratio:.1f} %)"),
     ]
+    if answer.average_tokens != answer.kept_tokens:
+        share = 100 * answer.average_tokens / answer.source_tokens
+        rows.append(("tokens in a layer, on average", f"{answer.average_tokens:.1f}  ({share:.1f} %)"))
     rows += [(f"{name.replace('_', ' ')}, ms", f"{answer.milliseconds.get(name, 0.0):.1f}") for name in STAGES]
     rows.append(("total, ms", f"{sum(answer.milliseconds.values()):.1f}"))
     width = max(len(label) for label, _ in rows)
@@ -264,9 +274,15 @@ def _calibrate(arguments: argparse.Namespace, words: list[str]) -> None:
 
 
 def _methods() -> None:
+    """Each method's name and the first sentence of what is written about it."""
     from llava.token_compression import list_methods
+    from llava.token_compression.registry import docstring
 
-    print("\n".join(list_methods()))
+    indent = max(map(len, list_methods())) + 2
+    for name in list_methods():
+        sentence = re.split(r"\.(?=\s+[A-Z]|$)", " ".join(docstring(name).split()), maxsplit=1)[0]
+        width = shutil.get_terminal_size().columns
+        print(textwrap.fill(f"{name:<{indent}}{sentence}", width, subsequent_indent=" " * indent))
 
 
 def _set_up_logging(verbose: bool) -> None:

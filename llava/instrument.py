@@ -42,6 +42,7 @@ class Recorder:
     milliseconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     compressions: list[Any] = field(default_factory=list)
     _events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] | None = None
+    _running: set[str] = field(default_factory=set)
 
 
 @contextlib.contextmanager
@@ -69,23 +70,27 @@ def active() -> Recorder | None:
 
 @contextlib.contextmanager
 def stage(name: str, device: torch.device | None = None) -> Iterator[None]:
-    """Add the time of this block to stage `name` of the active recorder, if there is one."""
+    """Add the time of this block to stage `name` of the active recorder, if there is one and it is not in it yet."""
     recorder = _active.get()
-    if recorder is None:
+    if recorder is None or name in recorder._running:
         yield
         return
-    if recorder._events is not None and device is not None and device.type == "cuda":
-        began = device_event(device)
-        yield
-        recorder._events.append((name, began, device_event(device)))
-        return
-    _synchronise(device)
-    start = time.perf_counter()
+    recorder._running.add(name)
     try:
-        yield
-    finally:
+        if recorder._events is not None and device is not None and device.type == "cuda":
+            began = device_event(device)
+            yield
+            recorder._events.append((name, began, device_event(device)))
+            return
         _synchronise(device)
-        recorder.milliseconds[name] += 1000 * (time.perf_counter() - start)
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            _synchronise(device)
+            recorder.milliseconds[name] += 1000 * (time.perf_counter() - start)
+    finally:
+        recorder._running.discard(name)
 
 
 def device_event(device: torch.device) -> torch.cuda.Event:

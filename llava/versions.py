@@ -14,7 +14,7 @@ from pathlib import Path
 from llava.errors import VersionError
 
 CHECKED = ("torch", "transformers")
-TESTED_TRANSFORMERS = ">=5.0,<5.24"
+TESTED_TRANSFORMERS = ">=5.0,<5.25"
 """With the models of transformers itself (`llava.hf`), at both ends."""
 
 COMPARE = {">=": operator.ge, "<": operator.lt}

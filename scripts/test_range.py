@@ -104,9 +104,10 @@ def test(environment: Environment, folder: Path) -> tuple[list[str], list[str]]:
 
 
 def build(environment: Environment, folder: Path, python: Path) -> None:
-    """Make the environment, unless it has been finished with the same requirements."""
+    """Make the environment, unless it has been finished with the same requirements and the present pyproject.toml."""
     requirements = ["-e", f"{CHECKOUT}[{environment.extras}]", *environment.pins]
-    wanted = json.dumps([requirements, environment.without])
+    declared = (CHECKOUT / "pyproject.toml").read_text(encoding="utf-8")
+    wanted = json.dumps([requirements, environment.without, declared])
     stamp = folder / "finished"
     if stamp.exists() and stamp.read_text() == wanted:
         return

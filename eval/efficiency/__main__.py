@@ -19,11 +19,12 @@ from typing import Any
 import torch
 
 from eval.efficiency.config import Cell, Harness, load_harness
-from eval.efficiency.inputs import measure_inputs, write_clip
+from eval.efficiency.inputs import write_clip
 from eval.efficiency.measure import measure_cell
-from eval.efficiency.models import load_model
+from eval.efficiency.models import load_subject
 from eval.efficiency.plots import write_plots
 from eval.efficiency.report import report
+from eval.efficiency.subject import Subject
 from eval.environment import describe_environment, describe_hardware
 from llava.answer_log import settings_fingerprint, source_digest
 from llava.assets import tiny_model_path
@@ -103,21 +104,21 @@ def _measured(
 ) -> Iterator[tuple[Cell, dict[str, Any]]]:
     """Load the model and measure the pending cells one by one; what else is learnt goes into `result`."""
     settings = harness.measurement
-    model = load_model(harness.model, settings.seed)
-    result["model"] = _described(harness, model)
+    subject = load_subject(harness.model, settings)
+    result["model"] = _described(harness, subject)
     with tempfile.TemporaryDirectory() as clips:
         for frames, group in groupby(pending, key=lambda cell: cell.frames):
             clip = Path(clips) / "clip.mp4"
             write_clip(clip, frames, settings.clip_width, settings.clip_height)
-            times, pixels = measure_inputs(clip, frames, model.get_vision_tower().image_processor, settings)
+            times, pixels = subject.inputs(clip, frames, settings)
             result["inputs"][str(frames)] = {**times, "fingerprint": base}
             for cell in group:
                 print(f"{harness.name}: {cell.name}", file=sys.stderr, flush=True)
-                yield cell, measure_cell(model, cell, pixels, settings, synthetic=harness.model.path is None)
+                yield cell, measure_cell(subject, cell, pixels, settings)
 
 
-def _described(harness: Harness, model: Any) -> dict[str, str]:
-    settings = harness.model
+def _described(harness: Harness, subject: Subject) -> dict[str, str]:
+    settings, model = harness.model, subject.model
     features = f"The clip is synthetic, {harness.measurement.clip_width} x {harness.measurement.clip_height} H.264."
     if settings.shape is not None:
         features += " What is compressed are eval.bench_compress.synthetic_features, put in after the pooling."

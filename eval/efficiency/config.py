@@ -8,8 +8,10 @@ from typing import Any, Literal
 
 import yaml
 
+from eval.efficiency.hf_shapes import SHAPES
 from llava.errors import ConfigError
 from llava.token_compression import CompressionConfig, list_methods
+from llava.token_compression.registry import get_method
 from llava.yaml_schema import build, did_you_mean, read_mapping
 
 
@@ -19,7 +21,8 @@ class ModelSettings:
 
     Attributes:
         path: a folder, a hub name, or "tiny" for the bundled model.
-        shape: random weights in the shape of LLaVA-OneVision "0.5b" or "7b", or of the bundled model ("tiny").
+        shape: random weights in the shape of LLaVA-OneVision "0.5b" or "7b", or of the bundled model ("tiny"), or in
+            one of `hf_shapes`, such as "qwen2_5_vl-3b", for the model of transformers with that model_type.
         device: "auto" (the first CUDA device if there is one, else the CPU), "cpu", "cuda", "cuda:1" ...
         dtype: "auto" (bfloat16 on CUDA, float32 on the CPU), "float32", "bfloat16" or "float16".
         attn_implementation: "auto" takes flash_attention_2 where it works, else sdpa, which chooses among the kernels
@@ -27,7 +30,7 @@ class ModelSettings:
     """
 
     path: str | None = None
-    shape: Literal["tiny", "0.5b", "7b"] | None = None
+    shape: str | None = None
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
@@ -35,6 +38,10 @@ class ModelSettings:
     def __post_init__(self) -> None:
         if (self.path is None) == (self.shape is None):
             raise ConfigError("give exactly one of path (a checkpoint) and shape (random weights).")
+        shapes = ["tiny", "0.5b", "7b", *SHAPES]
+        if self.shape is not None and self.shape not in shapes:
+            hint = did_you_mean(self.shape, shapes)
+            raise ConfigError(f"shape: unknown value {self.shape!r}{hint}; known are {', '.join(shapes)}.")
         if self.device == "balanced":
             raise ConfigError("device: stages are timed on one device; name it, for example cuda:0.")
 
@@ -66,6 +73,11 @@ class Grid:
         for method in self.methods:
             if method not in list_methods():
                 raise ConfigError(f"methods: unknown method {method!r}{did_you_mean(method, list_methods())}.")
+            if get_method(method).before is not None:
+                raise ConfigError(
+                    f"methods: {method!r} prunes inside the language model, of which the operations are not counted "
+                    "here; choose a method that prunes before it."
+                )
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,11 @@ PAPER_NEW_TOKENS = 100
 
 @dataclass(frozen=True)
 class DecoderShape:
-    """What the count depends on; grouped-query attention has fewer key-value heads than heads."""
+    """What the count depends on; grouped-query attention has fewer key-value heads than heads.
+
+    Of a mixture of experts, `intermediate` is that of all experts that one token goes through, and `experts` how many
+    the router chooses from.
+    """
 
     layers: int
     hidden: int
@@ -25,18 +29,22 @@ class DecoderShape:
     kv_heads: int
     head_dim: int
     vocabulary: int
+    experts: int = 0
 
     @classmethod
     def of(cls, config: Any) -> "DecoderShape":
-        """From a Qwen2 configuration."""
+        """From the configuration of a Qwen2, Qwen3 or Llama decoder, with a mixture of experts or without."""
+        experts = getattr(config, "num_experts", None) or 0
+        chosen = config.num_experts_per_tok * config.moe_intermediate_size if experts else config.intermediate_size
         return cls(
             layers=config.num_hidden_layers,
             hidden=config.hidden_size,
-            intermediate=config.intermediate_size,
+            intermediate=chosen,
             heads=config.num_attention_heads,
             kv_heads=config.num_key_value_heads,
             head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
             vocabulary=config.vocab_size,
+            experts=experts,
         )
 
 
@@ -44,10 +52,10 @@ def linear_flops(shape: DecoderShape, tokens: int) -> int:
     """All matrix products with weights for so many new tokens, the vocabulary's for the last of them alone.
 
     Per layer: queries and output (hidden x heads * head_dim), keys and values (hidden x kv_heads * head_dim), and the
-    three matrices of the gated MLP.
+    three matrices of the gated MLP, or those of the chosen experts and the router (hidden x experts).
     """
     attention = 2 * shape.hidden * shape.head_dim * (shape.heads + shape.kv_heads)
-    mlp = 3 * shape.hidden * shape.intermediate
+    mlp = shape.hidden * (3 * shape.intermediate + shape.experts)
     return 2 * tokens * shape.layers * (attention + mlp) + 2 * shape.hidden * shape.vocabulary
 
 
@@ -90,6 +98,11 @@ def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
     return 2 * rows * heads * length * key[2] * (width + value[3])
 
 
+def _experts(tokens: Any, weights: Any, *_: Any, **__: Any) -> int:
+    """(tokens, in) by (experts, in, out): every token goes through one of the experts."""
+    return 2 * tokens[0] * weights[1] * weights[2]
+
+
 def count_flops(function: Any) -> tuple[Any, dict[str, int]]:
     """Call `function` under `torch.utils.flop_counter`.
 
@@ -98,6 +111,19 @@ def count_flops(function: Any) -> tuple[Any, dict[str, int]]:
     Returns:
         What `function` returned, and operations by operator, as in {"aten.mm": 10}.
     """
-    with FlopCounterMode(display=False, custom_mapping=dict.fromkeys(FUSED_ATTENTION, _attention)) as counter:
+    with flop_counter() as counter:
         result = function()
-    return result, {str(operator): count for operator, count in counter.get_flop_counts().get("Global", {}).items()}
+    return result, operators(counter)
+
+
+def flop_counter() -> FlopCounterMode:
+    """A context in which operations are counted, fused attention among them."""
+    formulas: dict[Any, Any] = dict.fromkeys(FUSED_ATTENTION, _attention)
+    if hasattr(torch.ops.aten, "_grouped_mm"):  # not in older versions of PyTorch
+        formulas[torch.ops.aten._grouped_mm] = _experts
+    return FlopCounterMode(display=False, custom_mapping=formulas)
+
+
+def operators(counter: FlopCounterMode) -> dict[str, int]:
+    """Operations by operator, as in {"aten.mm": 10}."""
+    return {str(operator): count for operator, count in counter.get_flop_counts().get("Global", {}).items()}

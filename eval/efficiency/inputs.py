@@ -86,8 +86,8 @@ def plausible_features(model: Any, frames: int, seed: int) -> Iterator[int]:
     prepared = features.to(model.device)
     plain = model.encode_frames
 
-    def encode_frames(pixels: torch.Tensor, pool: bool = True) -> torch.Tensor:
-        encoded = plain(pixels, pool)
+    def encode_frames(pixels: torch.Tensor, *settings: Any) -> torch.Tensor:
+        encoded = plain(pixels, *settings)
         encoded.view(-1, *prepared.shape).copy_(prepared)
         return encoded
 

@@ -1,15 +1,22 @@
-"""The model under measurement: a checkpoint, or random weights in a published shape."""
+"""The model under measurement: a checkpoint, or random weights in a published shape; ours or one of transformers."""
 
 import json
 from typing import Any
 
 import torch
+from transformers import AutoModelForImageTextToText, PretrainedConfig
 from transformers.utils import is_flash_attn_2_available
 
-from eval.efficiency.config import ModelSettings
+from eval.efficiency.config import Measurement, ModelSettings
+from eval.efficiency.hf import HfModel
+from eval.efficiency.hf_shapes import SHAPES as HF_SHAPES
+from eval.efficiency.hf_shapes import hf_config
+from eval.efficiency.subject import Subject
+from eval.efficiency.tree import Tree
 from llava.assets import tiny_model_path
 from llava.config import ModelConfig
 from llava.errors import CheckpointError, DeviceError
+from llava.hf.families import FAMILIES
 from llava.model.language_model.llava_qwen import LlavaQwenConfig, LlavaQwenForCausalLM
 from llava.pipeline import VideoQA, resolve_device
 
@@ -74,7 +81,7 @@ def best_attention(settings: ModelSettings, device: torch.device, dtype: torch.d
     return settings.attn_implementation
 
 
-def load_model(settings: ModelSettings, seed: int) -> Any:
+def load_subject(settings: ModelSettings, measurement: Measurement) -> Subject:
     """The model in eval mode on its device, which never ends an answer before its last token.
 
     Random weights are drawn on the device and in the dtype that they are used in: nothing larger is ever allocated.
@@ -86,18 +93,36 @@ def load_model(settings: ModelSettings, seed: int) -> Any:
     name = settings.dtype if settings.dtype != "auto" else "bfloat16" if device.type == "cuda" else "float32"
     dtype: torch.dtype = getattr(torch, name)
     attention: Any = best_attention(settings, device, dtype)
-    if settings.path is not None:
-        model: Any = VideoQA.from_config(
+    options = {"dtype": dtype, "attn_implementation": attention}
+    synthetic = settings.path is None
+    of_transformers = settings.shape in HF_SHAPES or (settings.path is not None and _is_of_transformers(settings.path))
+    if settings.path is None:
+        assert settings.shape is not None
+        torch.manual_seed(measurement.seed)
+        with torch.device(device):
+            if of_transformers:
+                model: Any = AutoModelForImageTextToText.from_config(hf_config(settings.shape), **options).eval()
+            else:
+                model = LlavaQwenForCausalLM._from_config(shape_config(settings.shape), **options).eval()
+    elif of_transformers:
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(settings.path, **options)
+        model = loaded.to(device).eval()
+    else:
+        model = VideoQA.from_config(
             ModelConfig(path=settings.path, device=str(device), dtype=name, attn_implementation=attention)  # type: ignore[arg-type]
         ).model
-    else:
-        assert settings.shape is not None
-        torch.manual_seed(seed)
-        with torch.device(device):
-            model = LlavaQwenForCausalLM._from_config(
-                shape_config(settings.shape), dtype=dtype, attn_implementation=attention
-            ).eval()
+    model.generation_config.eos_token_id = None
+    if of_transformers:
+        return HfModel(model, synthetic, measurement)
     if model.get_vision_tower() is None:
         raise CheckpointError(f"{settings.path} has no vision tower, so there is no video to measure it on.")
-    model.generation_config.eos_token_id = None
-    return model
+    return Tree(model, synthetic)
+
+
+def _is_of_transformers(path: str) -> bool:
+    """Whether a checkpoint is of a family of `llava.hf`; what cannot be read is left to our own loader's messages."""
+    try:
+        fields, _ = PretrainedConfig.get_config_dict(path)
+    except OSError:
+        return False
+    return any(fields.get("model_type") in family.model_types for family in FAMILIES)

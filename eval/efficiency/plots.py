@@ -42,7 +42,10 @@ def _draw_stages(axes: Any, cells: list[Mapping[str, Any]]) -> None:
     names = [cell_of(cell).name.replace(f", batch {cell_of(cell).batch_size}", "") for cell in cells]
     left = [0.0] * len(cells)
     for part in PARTS:
-        widths = [max(0.0, cell["milliseconds"][part]["median"]) for cell in cells]
+        entries = [cell["milliseconds"][part] for cell in cells]
+        if None in entries:  # this model does it within another part
+            continue
+        widths = [max(0.0, entry["median"]) for entry in entries]
         axes.barh(names, widths, left=left, label=LABELS[part])
         left = [start + width for start, width in zip(left, widths, strict=True)]
     axes.invert_yaxis()

@@ -66,7 +66,7 @@ def describe(result: Mapping[str, Any]) -> str:
 def inputs_table(inputs: Mapping[str, Any]) -> str:
     """Milliseconds of decoding and preprocessing one video, on the CPU."""
     rows = [
-        [frames, _times(entry["decode_video"]), _times(entry["preprocess"])]
+        [frames, _times(entry["decode_video"]), _times(entry.get("preprocess"))]
         for frames, entry in sorted(inputs.items(), key=lambda item: int(item[0]))
     ]
     return _table(["frames", "decode video, ms", "preprocess, ms"], rows)
@@ -86,7 +86,7 @@ def times_table(cells: Sequence[Mapping[str, Any]]) -> str:
                 cell_of(cell).name,
                 *(_times(times[name]) for name in (*PARTS, "time_to_first_token")),
                 speed_up,
-                "-" if times["further_question"] is None else _times(times["further_question"]),
+                _times(times["further_question"]),
                 _times(times["per_generated_token"]),
                 f"{cell['tokens_per_second']['median']:.1f}",
                 str(cell["runs"]),
@@ -133,13 +133,13 @@ def sentences(cells: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             yield f"{name}: {cell['status']} ({cell['reason']})."
             continue
         times = _medians(cell)
-        largest = max(PARTS, key=lambda part: times[part])
+        largest = max((part for part in PARTS if part in times), key=times.__getitem__)
         whole = times["time_to_first_token"]
         dominates = (
             f"{LABELS[largest]} dominates, {times[largest] / whole:.0%} of {_number(whole)} ms to the first token"
         )
         if cell_of(cell).method == "none":
-            yield f"{name}: {dominates}."
+            yield f"{name}: {dominates}.{_block(cell)}"
         else:
             yield f"{name}: {dominates}. {_verdict(times, baseline_of(cell, cells))}"
 
@@ -166,6 +166,21 @@ def _verdict(times: Mapping[str, float], baseline: Mapping[str, Any] | None) -> 
     return verdict
 
 
+def _block(cell: Mapping[str, Any]) -> str:
+    block = cell.get("block")
+    if block is None:
+        return ""
+    first, step, around = (
+        _times(block[name]) for name in ("time_to_first_token", "per_generated_token", "enter_and_leave")
+    )
+    times = cell["milliseconds"]
+    return (
+        f" In a block that keeps everything the first token comes after {first} ms instead of "
+        f"{_times(times['time_to_first_token'])}, and each further one after {step} instead of "
+        f"{_times(times['per_generated_token'])}; entering and leaving it takes {around} ms."
+    )
+
+
 def _medians(cell: Mapping[str, Any]) -> dict[str, float]:
     return {part: entry["median"] for part, entry in cell["milliseconds"].items() if entry is not None}
 
@@ -185,7 +200,9 @@ def _notes_on_operations(cells: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     )
 
 
-def _times(entry: Mapping[str, float]) -> str:
+def _times(entry: Mapping[str, float] | None) -> str:
+    if entry is None:
+        return "-"
     return f"{_number(entry['median'])} ({_number(entry['p10'])} to {_number(entry['p90'])})"
 
 

@@ -7,6 +7,7 @@ import transformers
 from llava.errors import ConfigError
 from llava.hf.mechanism import ATTRIBUTE, Mechanism
 from llava.token_compression.config import CompressionConfig
+from llava.token_compression.inner import refuse_inner
 from llava.token_compression.registry import get_method
 from llava.versions import warn_if_untested
 
@@ -47,7 +48,8 @@ def drop_all(model: Any) -> None:
 
 
 def _check_config(config: CompressionConfig) -> None:
-    needed = get_method(config.method).inputs
+    refuse_inner(config)
+    needed = get_method(config.method).needed(config.options)
     if needed:
         raise ConfigError(
             f"Method {config.method!r} needs {', '.join(needed)}, which the models of transformers do not give; choose "

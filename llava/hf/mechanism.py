@@ -162,7 +162,10 @@ class Mechanism:
             old_style = kwargs.get("cache_position") is not None  # positions are computed here, from the full mask
             self.step_is_prepared = cache is not None and cache.get_seq_length() > 0 and not old_style
             if state is None:
-                return original(input_ids, *args, **kwargs)
+                inputs = original(input_ids, *args, **kwargs)
+                if cache is not None and cache.get_seq_length() == 0 and _lost_pixels(kwargs, inputs):
+                    raise UserError(FOREIGN_VIDEO)
+                return inputs
             if kwargs.get("is_first_iteration") and cache.get_seq_length() > 0:
                 check_next_turn(input_ids, kwargs.get("attention_mask"))
             elif not old_style and (not state.full or kwargs.get("attention_mask") is not None):
@@ -243,10 +246,9 @@ class Mechanism:
         newline = getattr(self.base, "image_newline", None)
         with stage("compression", embeds.device):
             rows = compress_videos(embeds, places, self.config, newline)
-            shorter = cut(rows, valid)
-        if all(video.result.stats.kept_tokens == video.places.numel() for row in rows for video in row):
-            return None
-        return args, self._shortened(kwargs, rows, shorter, valid)
+            if all(video.result.stats.kept_tokens == video.places.numel() for row in rows for video in row):
+                return None
+            return args, self._shortened(kwargs, rows, cut(rows, valid), valid)
 
     def _places(self, found: Tensor, kind: str = "video") -> list[list[Tensor]]:
         """For each row of (batch, length) placeholders the places of its videos, or images."""
@@ -363,6 +365,12 @@ class Mechanism:
                 return crop(length - state.gap if length > 0 else length)
 
             cache.crop = crop_short
+
+
+def _lost_pixels(given: dict[str, Any], inputs: dict[str, Any]) -> bool:
+    """Whether a prompt is read without its pixels: in pieces, transformers 5.17 never encodes them."""
+    names = [name for name, value in given.items() if name.startswith("pixel_values") and value is not None]
+    return given.get("mm_encoder_outputs") is None and any(inputs.get(name) is None for name in names)
 
 
 def _first(shapes: Iterator[VideoShape], placeholders: int) -> Iterator[VideoShape]:

@@ -87,10 +87,10 @@ def look(
     if compression.method == "none":
         raise ConfigError('Method "none" keeps every token, so that there is nothing to show; choose another method.')
     video, pixels = qa.read_video(path)
-    features = qa.model.encode_frames(pixels)  # (frames, tokens, hidden)
+    features, inputs = qa.model.encode_video(pixels, compression)  # (frames, tokens, hidden)
     if math.isqrt(features.shape[1]) ** 2 != features.shape[1]:
         raise UserError(f"The {features.shape[1]} tokens of a frame are no square grid, so they cannot be drawn.")
-    result = compress(features, compression)
+    result = compress(features, compression, **inputs)
     answers = []
     for ratio in retention_ratios if question is not None else ():
         sized = dataclasses.replace(compression, similarity_threshold=None, retained_tokens=None, retention_ratio=ratio)

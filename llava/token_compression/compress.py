@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,6 +12,8 @@ from llava.errors import ConfigError, UserError
 from llava.instrument import active, stage
 from llava.token_compression.config import CompressionConfig
 from llava.token_compression.cosine import Stored
+from llava.token_compression.inner import refuse_inner
+from llava.token_compression.inputs import checked
 from llava.token_compression.merge import merge
 from llava.token_compression.paths import has_kernels
 from llava.token_compression.registry import Kept, get_method
@@ -31,6 +33,9 @@ class CompressionStats:
         similarity_threshold: the threshold applied; under an exact budget that of the last cut, None for methods
             without one.
         milliseconds: wall-clock time of the call; on CUDA that from when the device gets to it until it is done.
+        layer: the language model's first layer that sees fewer tokens than `kept_tokens`; None if all see as many.
+        final_tokens: tokens that its last layer sees of a prompt.
+        average_tokens: tokens that a layer of the language model sees of a prompt, on average over the layers.
     """
 
     source_tokens: int
@@ -39,6 +44,9 @@ class CompressionStats:
     retention_ratio: float
     similarity_threshold: float | None
     milliseconds: float
+    layer: int | None
+    final_tokens: int
+    average_tokens: float
 
 
 @dataclass(frozen=True)
@@ -51,12 +59,14 @@ class CompressionResult:
             each kept token's representative.
         assignment: (frames, tokens_per_frame) int64, the kept token each source token went into, -1 if dropped.
         stats: counts and milliseconds.
+        groups: as in `Kept`.
     """
 
     tokens: Tensor
     positions: Tensor
     assignment: Tensor
     stats: CompressionStats
+    groups: Tensor | None = None
 
 
 @torch.no_grad()
@@ -72,11 +82,13 @@ def compress(features: Tensor, config: CompressionConfig, **inputs: object) -> C
         inputs: what the method declares that it needs.
 
     Raises:
-        UserError: features of another shape or kind, or with NaN or infinity in them.
-        ConfigError: a size that these features cannot have; an input that is missing or that the method does not know.
+        UserError: features or inputs of another shape or kind, or with NaN or infinity in them.
+        ConfigError: a size that these features cannot have; an input that is missing or that the method does not know;
+            a method that prunes inside the language model.
     """
     check_shape(features)
-    _check_inputs(config, inputs)
+    refuse_inner(config)
+    inputs = _checked_inputs(features, config, inputs)
     start = _now(features.device)
     with (
         stage("compression", features.device),
@@ -94,11 +106,14 @@ def compress(features: Tensor, config: CompressionConfig, **inputs: object) -> C
         retention_ratio=len(tokens) / (frames * tokens_per_frame),
         similarity_threshold=kept.similarity_threshold,
         milliseconds=milliseconds,
+        layer=None,
+        final_tokens=len(tokens),
+        average_tokens=float(len(tokens)),
     )
     recorder = active()
     if recorder is not None:
         recorder.compressions.append(stats)
-    return CompressionResult(tokens, kept.positions, assignment.view(frames, tokens_per_frame), stats)
+    return CompressionResult(tokens, kept.positions, assignment.view(frames, tokens_per_frame), stats, kept.groups)
 
 
 def compress_batch(
@@ -137,11 +152,11 @@ def _keep(features: Tensor, config: CompressionConfig, inputs: dict[str, object]
         everything = select(features, torch.arange(tokens.count, device=features.device))
         return everything, everything.membership
     method, precise = get_method(config.method), torch.promote_types(features.dtype, torch.float32)
-    kept = method.keep(features if method.any_dtype else features.to(precise), config, budget, **inputs)
+    kept = method.keep(features if method.any_dtype else features.to(precise).contiguous(), config, budget, **inputs)
     if not config.merge:
         return kept, kept.membership
-    merged, assignment = merge(tokens, kept.tokens.to(precise), kept.membership)
-    return Kept(merged, kept.positions, kept.membership, kept.spatial_tokens, kept.similarity_threshold), assignment
+    merged, assignment = merge(tokens, kept.tokens.to(precise), kept.membership, kept.single_is_own)
+    return replace(kept, tokens=merged), assignment
 
 
 def check_shape(features: Tensor) -> None:
@@ -166,8 +181,8 @@ def _check_finite(features: Tensor, tokens: Stored) -> None:
             )
 
 
-def _check_inputs(config: CompressionConfig, inputs: dict[str, object]) -> None:
-    needed = get_method(config.method).inputs
+def _checked_inputs(features: Tensor, config: CompressionConfig, inputs: dict[str, object]) -> dict[str, object]:
+    needed = get_method(config.method).needed(config.options)
     for name in needed:
         if inputs.get(name) is None:
             raise ConfigError(
@@ -176,6 +191,7 @@ def _check_inputs(config: CompressionConfig, inputs: dict[str, object]) -> None:
     for name in inputs:
         if name not in needed:
             raise ConfigError(f"Method {config.method!r} takes no input {name!r}{did_you_mean(name, needed)}.")
+    return {name: checked(name, value, features) for name, value in inputs.items()}
 
 
 def _now(device: torch.device) -> Any:

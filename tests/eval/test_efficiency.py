@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from eval.efficiency import __main__ as harness
-from eval.efficiency import measure as measuring
 from eval.efficiency import plots, report
 from eval.efficiency.config import Cell, load_harness
+from eval.efficiency.inputs import plausible_features
 from eval.efficiency.measure import STAGES
-from eval.efficiency.models import load_model, shape_config
+from eval.efficiency.models import load_subject, shape_config
 from eval.efficiency.timing import percentile, repeat, spread
+from eval.efficiency.tree import Tree
 from llava.errors import ConfigError, UserError
 from llava.model.completeness import meta_model
 from llava.model.memory import cache_bytes, parameter_counts
@@ -51,6 +52,12 @@ def result_of(config):
     return json.loads((config.parent / "results" / "small" / "result.json").read_text())
 
 
+def loaded(config, *overrides):
+    """The model of a file."""
+    harness = load_harness(config, overrides)
+    return load_subject(harness.model, harness.measurement).model
+
+
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_shipped_grid_is_valid_and_has_its_baselines(path):
     loaded = load_harness(path)
@@ -69,6 +76,7 @@ def test_every_shipped_grid_is_valid_and_has_its_baselines(path):
         ("grid.frames=[]", "frames: give at least one number"),
         ("grid.retention_ratios=[1.5]", r"1\.5 is outside \(0, 1\]"),
         ("grid.methods=[scisor]", "did you mean 'scissor'"),
+        ("grid.methods=[fastv]", "prunes inside the language model"),
         ("model.shape=8b", "unknown value '8b'"),
         ("model.device=balanced", "timed on one device"),
         ("measurement.runs=many", "expected a whole number"),
@@ -190,14 +198,14 @@ def test_cells_measured_before_an_interruption_are_on_disk(write_config, monkeyp
 
 def test_a_cell_without_memory_is_recorded_and_the_others_go_on(write_config, monkeypatch):
     config = write_config()
-    plain = measuring._count_prefill
+    plain = Tree.prefill
 
-    def count(model, *arguments):
-        if model.token_compression.method == "none":
+    def prefill(self, arguments):
+        if self.model.token_compression.method == "none":
             raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 80 GiB.\nMore advice.")
-        return plain(model, *arguments)
+        return plain(self, arguments)
 
-    monkeypatch.setattr(measuring, "_count_prefill", count)
+    monkeypatch.setattr(Tree, "prefill", prefill)
     assert harness.main([str(config)]) == 0
     baseline, *others = result_of(config)["cells"]
     assert (baseline["status"], baseline["reason"]) == (
@@ -211,7 +219,7 @@ def test_a_cell_without_memory_is_recorded_and_the_others_go_on(write_config, mo
 
 
 def test_another_error_is_not_taken_for_missing_memory(write_config, monkeypatch):
-    monkeypatch.setattr(measuring, "_count_prefill", lambda *_: torch.zeros(2) @ torch.zeros(3))
+    monkeypatch.setattr(Tree, "prefill", lambda *_: torch.zeros(2) @ torch.zeros(3))
     with pytest.raises(RuntimeError, match="size"):
         harness.main([str(write_config())])
 
@@ -237,15 +245,15 @@ def test_shapes_are_the_published_ones(shape, parameters):
 
 
 def test_an_answer_never_ends_before_its_last_token(write_config):
-    model = load_model(load_harness(write_config()).model, 0)
+    model = loaded(write_config())
     end = torch.tensor(model.config.eos_token_id)
     model.lm_head.register_forward_hook(lambda module, inputs, logits: logits.index_fill(-1, end, 1e9))
     assert model.generate(torch.tensor([[3, 4]]), max_new_tokens=9, do_sample=False).tolist() == [[int(end)] * 9]
 
 
 def test_random_weights_are_drawn_in_their_dtype_from_the_seed(write_config):
-    settings = load_harness(write_config("shape: tiny"), ["model.dtype=bfloat16"]).model
-    first, second, other = (load_model(settings, seed) for seed in (0, 0, 1))
+    config = write_config("shape: tiny")
+    first, second, other = (loaded(config, "model.dtype=bfloat16", f"measurement.seed={seed}") for seed in (0, 0, 1))
     assert {parameter.dtype for parameter in first.parameters()} == {torch.bfloat16}
     weights = [model.model.layers[0].mlp.up_proj.weight for model in (first, second, other)]
     assert torch.equal(weights[0], weights[1])
@@ -253,10 +261,10 @@ def test_random_weights_are_drawn_in_their_dtype_from_the_seed(write_config):
 
 
 def test_features_of_random_weights_are_replaced_for_each_video_and_given_back(write_config):
-    model = load_model(load_harness(write_config("shape: tiny")).model, 0)
+    model = loaded(write_config("shape: tiny"))
     pixels = torch.rand(4, 3, 80, 80)
     plain = model.encode_frames(pixels)
-    with measuring.plausible_features(model, 2, seed=0) as reserved:
+    with plausible_features(model, 2, seed=0) as reserved:
         replaced = model.encode_frames(pixels)
     assert reserved == replaced[:2].nbytes
     assert replaced.shape == plain.shape

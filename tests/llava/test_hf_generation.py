@@ -254,14 +254,17 @@ def test_compiled_steps_are_one_graph(name):
     torch.testing.assert_close(found, expected, **CLOSE)
 
 
-def test_placed_by_accelerate(tiny):
-    """Modules with accelerate's hooks, which move their inputs."""
+@pytest.mark.parametrize("parts", [False, True], ids=["whole", "parts"])
+def test_placed_by_accelerate(tiny, parts):
+    """Modules with accelerate's hooks, which move their inputs: one for all, and each layer placed by itself."""
     from accelerate import dispatch_model
 
     prompts, model = tiny.prompts([[4]]), tiny.model()
     with compression(model, retention_ratio=0.4):
         expected = answer(model, prompts)[1]
-    placed = dispatch_model(model, {"": "cpu"}, force_hooks=True)
+    leaves = [name for name, module in model.named_modules() if not any(module.children())]
+    bare = [name for name, _ in model.named_parameters() if name.rpartition(".")[0] not in leaves]
+    placed = dispatch_model(model, dict.fromkeys(leaves + bare, "cpu") if parts else {"": "cpu"}, force_hooks=True)
     with compression(placed, retention_ratio=0.4):
         assert torch.equal(answer(placed, prompts)[1], expected)
 

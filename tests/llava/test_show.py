@@ -20,6 +20,18 @@ DEMO = tiny_model_path().parent / "demo.mp4"
 CONFIG = CompressionConfig(retention_ratio=0.1)
 
 
+def test_it_shows_methods_that_need_more_than_tokens():
+    config = CompressionConfig(method="visionzip", retention_ratio=0.1)
+    shown = look(VideoQA.from_pretrained(), DEMO, config, "What color is the circle?", (0.2,))
+    assert sum(shown.kept_per_frame()) == 20
+    assert shown.answers[0][1].kept_tokens == 40
+
+
+def test_without_a_size_a_method_keeps_a_tenth(tmp_path, capsys):
+    assert main(["show", str(DEMO), "--method", "divprune", "--out", str(tmp_path)]) == 0
+    assert "20 of 200 tokens are kept (10.0 %)" in capsys.readouterr().out
+
+
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     """The folder that a run of the command leaves."""

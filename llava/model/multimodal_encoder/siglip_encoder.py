@@ -1,15 +1,25 @@
 """SigLIP as LLaVA uses it: without the last encoder layer, the final layer norm and the pooling head."""
 
+import contextlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import SiglipVisionConfig
-from transformers.models.siglip.modeling_siglip import SiglipEncoder, SiglipPreTrainedModel, SiglipVisionEmbeddings
+from transformers.models.siglip.modeling_siglip import (
+    SiglipEncoder,
+    SiglipMultiheadAttentionPoolingHead,
+    SiglipPreTrainedModel,
+    SiglipVisionEmbeddings,
+)
 
 from llava.errors import CheckpointError, UserError
 from llava.model.error_text import one_line
 from llava.model.multimodal_encoder.image_processor import SigLipImageProcessor
+from llava.model.multimodal_encoder.signals import HEAD, LAYER, check_head, input_of, layer_of, pooled_signals
 
 PUBLISHED_TOWERS: dict[str, dict[str, Any]] = {
     "google/siglip-so400m-patch14-384": {
@@ -83,6 +93,7 @@ class SigLipVisionTower(nn.Module):
     Attributes:
         is_loaded: always true; scripts written for LLaVA-NeXT load a tower that is not.
         image_processor: turns frames into this tower's pixel tensor.
+        pooling_head: SigLIP's own head, once it has been loaded.
         num_patches_per_side, num_patches: patch grid of one frame.
         hidden_size: width of the features.
     """
@@ -99,6 +110,7 @@ class SigLipVisionTower(nn.Module):
         self.hidden_size = vision_config.hidden_size
         self.num_patches_per_side = vision_config.image_size // vision_config.patch_size
         self.num_patches = self.num_patches_per_side**2
+        self.pooling_head: SiglipMultiheadAttentionPoolingHead | None = None
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Encode a batch of frames.
@@ -114,6 +126,76 @@ class SigLipVisionTower(nn.Module):
         """
         self.check_pixels(images)
         return self.vision_tower(images.to(device=self.device, dtype=self.dtype)).to(images.dtype)
+
+    def observe(
+        self, images: torch.Tensor, names: Iterable[str] = ("vision_attn",)
+    ) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
+        """Encode a batch of frames, and keep what `signals` needs.
+
+        Args:
+            images: as `forward` takes them.
+            names: of signals.
+
+        Returns:
+            What `forward` returns, and the inputs of the layers that the signals belong to, by their index: of the
+            same shape in the dtype of the weights.
+        """
+        layers = self.vision_tower.vision_model.encoder.layers
+        needed = {layer_of(name, len(layers)) for name in names if name in LAYER}
+        with contextlib.ExitStack() as stack:
+            inputs = {index: stack.enter_context(input_of(layers[index])) for index in needed}
+            features = self(images)
+        return features, {index: given[0] for index, given in inputs.items()}
+
+    def signals(
+        self, names: Iterable[str], features: torch.Tensor, layer_inputs: Mapping[int, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """What the tower knows about patches besides their features.
+
+        Args:
+            names: of signals.py.
+            features, layer_inputs: what `observe` returns for them.
+
+        Returns:
+            Each signal by its name, float32 on the tower's device.
+
+        Raises:
+            ConfigError: signals of the pooling head, and the tower has none.
+        """
+        check_head(self, names)
+        vision_model = self.vision_tower.vision_model
+        layers, seen = vision_model.encoder.layers, {}
+        for name in names:
+            if name in LAYER:
+                index = layer_of(name, len(layers))
+                seen[name] = LAYER[name](layers[index], layer_inputs[index])
+        if any(name in HEAD for name in names):
+            pooled = pooled_signals(vision_model, self.pooling_head, features)
+            seen |= {name: pooled[name] for name in names if name in HEAD}
+        return seen
+
+    def load_pooling_head(self, folder: str | Path) -> None:
+        """Give the tower the head that SigLIP has and LLaVA drops, for methods that need `map_attn` or `map_embed`.
+
+        Args:
+            folder: of a SigLIP checkpoint of this size (model.safetensors).
+
+        Raises:
+            CheckpointError: the file is missing or damaged, or does not hold this tower's head.
+        """
+        path, prefix = Path(folder) / "model.safetensors", "vision_model.head."
+        try:
+            with safe_open(path, framework="pt") as file:
+                names = [name for name in file.keys() if prefix in name]  # noqa: SIM118 - it is no mapping
+                weights = {name.partition(prefix)[2]: file.get_tensor(name) for name in names}
+            head = SiglipMultiheadAttentionPoolingHead(self.config)
+            head.load_state_dict(weights)
+        except (OSError, SafetensorError, RuntimeError) as error:
+            raise CheckpointError(
+                f"{path} does not hold the pooling head of this vision tower ({prefix}*, width {self.hidden_size}): "
+                f"{one_line(error)}"
+            ) from error
+        self.pooling_head = head.to(self.device, self.dtype).eval()
 
     def check_pixels(self, images: torch.Tensor) -> None:
         """Refuse anything but (frames, 3, image_size, image_size) of floating dtype with a UserError."""

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from llava.errors import ConfigError, UserError
-from llava.token_compression import CompressionConfig, compression
+from llava.token_compression import CompressionConfig, apply, compression, remove
 
 
 class Model(torch.nn.Module):
@@ -41,6 +41,20 @@ def test_it_restores_after_an_exception():
     model = Model()
     with pytest.raises(KeyError), compression(model, retention_ratio=0.1):
         raise KeyError
+    assert model.token_compression is None
+
+
+def test_apply_lasts_until_remove():
+    model, other = Model(), Model()
+    config = apply(model, retention_ratio=0.1)
+    assert model.token_compression is config
+    assert config == CompressionConfig(retention_ratio=0.1)
+    with compression(model, retention_ratio=0.5):
+        pass
+    assert model.token_compression is config
+    assert other.token_compression is None
+    remove(model)
+    remove(model)
     assert model.token_compression is None
 
 
