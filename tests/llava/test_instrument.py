@@ -60,3 +60,14 @@ def test_a_stage_without_a_recorder_asks_nothing_of_the_device(cuda):
     with stage("prefill", CUDA):
         pass
     assert (cuda, instrument.active()) == ([], None)
+
+
+def test_a_stage_within_the_same_stage_is_counted_once(cuda):
+    with record(events=True) as recorder:
+        with stage("compression", CUDA), stage("compression", CUDA):
+            pass
+        with pytest.raises(KeyError), stage("compression", CUDA):
+            raise KeyError
+        with stage("compression", CUDA):
+            pass
+    assert recorder.milliseconds["compression"] == 2
