@@ -31,11 +31,14 @@ HEAD = """\
 All are called as `CompressionConfig(method=..., retention_ratio=...)` and keep exactly the number of tokens asked for.
 Costs are those of the choice alone; the final merge (Eq. 7 and 8 of LLaVA-Scissor) adds O(K T D) operations and blocks
 of at most 2^21 numbers. F is the number of frames, N of tokens per frame, T = F N, K of kept tokens, D the dimension
-of a token. `python -m eval.method_cost` counts what is really computed, and tests hold it to what is stated here.
+of a token; of methods that prune inside the language model it is the choice there. `python -m eval.method_cost` counts
+what is really computed, and tests hold it to what is stated here. Those methods work with `model.generate` and
+`VideoQA.ask`, where the question is known when the video is read.
 
 No method depends on the attention kernel (eager, sdpa, flash attention) of the vision tower or of the language model:
 the attention that a method needs is computed beside the layer, for the rows that it needs, and no layer returns its
-attention matrix. What it needs of the vision tower takes one more product of queries and keys, of the last layer.
+attention matrix. What it needs of the vision tower takes one more product of queries and keys, of the last layer, or
+of two others (`aot`).
 """
 
 
@@ -96,6 +99,8 @@ def _overview(known: dict[str, Documentation]) -> str:
     for name, said in known.items():
         method = get_method(name)
         where = "before the language model" if said.prunes == BEFORE else said.prunes
+        if method.before is not None:
+            where = "inside the language model" if method.before == "none" else "before and inside it"
         merge, lines = "yes" if method.merge else "no", _lines(said)
         rows.append(f"| [{name}](#{name}) | {_needs(method)} | {where} | {merge} | {lines} |")
     return "\n".join(rows)
@@ -108,7 +113,7 @@ def _section(name: str, said: Documentation) -> str:
         "source": said.source,
         "needs": _needs(method),
         "size": "a threshold or an exact count" if method.takes_threshold else "an exact count",
-        "final merge": "yes, unless `merge=False`" if method.merge else "no, unless `merge=True`",
+        "final merge": _merge(method),
         "options": _options(method),
         "prunes": said.prunes,
         "cost": said.cost,
@@ -116,10 +121,6 @@ def _section(name: str, said: Documentation) -> str:
     }
     table = [f"| {key} | {value} |" for key, value in facts.items() if value]
     return "\n".join([f"## {name}", "", said.idea, "", "| | |", "| --- | --- |", *table])
-
-
-def _needs(method: Method) -> str:
-    return ", ".join(f"`{name}`" for name in method.inputs) or "the tokens alone"
 
 
 def _lines(said: Documentation) -> int:
@@ -134,6 +135,22 @@ def line(word: str, text: str) -> str:
 
 def _file(method: Method) -> Path:
     return Path(inspect.getsourcefile(method.keep) or "").resolve()
+
+
+def _merge(method: Method) -> str:
+    """Whether all source tokens are merged into those that are kept."""
+    if method.before == "none":
+        return "no"
+    return "yes, unless `merge=False`" if method.merge else "no, unless `merge=True`"
+
+
+def _needs(method: Method) -> str:
+    """What it takes besides the tokens."""
+    before = method if method.before is None else get_method(method.before)
+    inputs = [f"`{name}`" for name in before.inputs]
+    if method.before is not None:
+        inputs.append("attention of the language model")
+    return ", ".join(inputs) or "the tokens alone"
 
 
 def _options(method: Method) -> str:

@@ -151,7 +151,7 @@ def table(shapes: tuple[tuple[int, int, int], ...], device: str, dtype: torch.dt
             lines.append(
                 f"| {'x'.join(map(str, shape))} | {_setting(config)} | {stats.spatial_tokens} "
                 f"| {stats.kept_tokens} ({stats.retention_ratio:.1%}) | {stats.similarity_threshold:.3f} "
-                f"| {timing.milliseconds:.0f} | {timing.products:.0f} | {timing.ratio:.2f} |"
+                f"| {timing.milliseconds:.1f} | {timing.products:.1f} | {timing.ratio:.2f} |"
             )
     return "\n".join(lines)
 

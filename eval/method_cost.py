@@ -22,8 +22,9 @@ from docs.methods import documentation
 from eval.bench_compress import synthetic_features
 from llava.errors import ConfigError
 from llava.token_compression import CompressionConfig, list_methods
+from llava.token_compression.inner import DecodingStep, InnerVideo
 from llava.token_compression.inputs import SHAPES
-from llava.token_compression.registry import get_method
+from llava.token_compression.registry import Method, get_method
 
 DIM, RATIO = 64, 0.2
 SIZES = {"base": (8, 64), "twice the frames": (16, 64), "four times the tokens": (8, 256)}
@@ -60,6 +61,8 @@ class Meter(TorchDispatchMode):
 def count(name: str, frames: int, tokens_per_frame: int) -> Count:
     """What choosing a fifth of the tokens of one synthetic video takes, without the final merge.
 
+    Of a method that prunes inside the language model it is that choice, with one head, and all tokens having entered.
+
     Raises:
         ConfigError: the method needs more than the tokens.
     """
@@ -67,16 +70,36 @@ def count(name: str, frames: int, tokens_per_frame: int) -> Count:
     unknown = [given for given in method.inputs if given not in SHAPES]
     if unknown:
         raise ConfigError(f"Method {name!r} needs {', '.join(unknown)}, which synthetic features do not come with.")
-    sizes = {"frames": frames, "tokens": tokens_per_frame, "any": DIM}
+    sizes = {"frames": frames, "tokens": tokens_per_frame, "any": DIM, "patches": 4 * tokens_per_frame}
     generator = torch.Generator().manual_seed(0)
     inputs = {
         given: torch.rand(*(sizes[what] for what in SHAPES[given]), generator=generator) for given in method.inputs
     }
     features = synthetic_features(frames, tokens_per_frame, DIM)
     config = CompressionConfig(method=name, retention_ratio=1.0 if name == "none" else RATIO)
+    if method.before is not None:
+        hidden = features.flatten(0, 1)
+        attention = torch.rand(1, 1, len(hidden), generator=generator)
+        groups = torch.arange(len(hidden)) // tokens_per_frame
+        video = InnerVideo(attention, hidden, groups, hidden[:1], config.options)
+        with torch.no_grad(), Meter() as meter:
+            _prune(method, video, config)
+        return Count(meter.operations, meter.memory)
     with torch.no_grad(), Meter() as meter:
         method.keep(features, config, config.budget(frames * tokens_per_frame), **inputs)
     return Count(meter.operations, meter.memory)
+
+
+def _prune(method: Method, video: InnerVideo, config: CompressionConfig) -> None:
+    """Let a method choose inside the language model."""
+    left = config.options.left(config, len(video.hidden))
+    if not config.options.while_decoding:
+        method.keep(video, left)
+        return
+    attention = video.attention[0]
+    everything = torch.ones_like(attention, dtype=torch.bool)
+    counts, previous = torch.tensor([left]), attention.flip(1)
+    method.keep(DecodingStep(attention, previous, everything, counts, everything, config.options))
 
 
 def stated(name: str) -> tuple[str, str]:

@@ -39,6 +39,7 @@ def summarize(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "tokens_before": spread(video["source_tokens"] for video in videos),
         "tokens_after": spread(video["kept_tokens"] for video in videos),
         "retention_ratio": spread(video["kept_tokens"] / video["source_tokens"] for video in videos),
+        "tokens_per_layer": spread(video["average_tokens"] for video in videos),
         "milliseconds": {
             stage: spread(sample["milliseconds"][stage] for sample in samples if stage in sample["milliseconds"])
             for stage in stages

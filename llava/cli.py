@@ -225,6 +225,9 @@ def report(answer: Answer) -> str:
         ("tokens before compression", f"{answer.source_tokens}"),
         ("tokens after compression", f"{answer.kept_tokens}  ({100 * answer.retention_ratio:.1f} %)"),
     ]
+    if answer.average_tokens != answer.kept_tokens:
+        share = 100 * answer.average_tokens / answer.source_tokens
+        rows.append(("tokens in a layer, on average", f"{answer.average_tokens:.1f}  ({share:.1f} %)"))
     rows += [(f"{name.replace('_', ' ')}, ms", f"{answer.milliseconds.get(name, 0.0):.1f}") for name in STAGES]
     rows.append(("total, ms", f"{sum(answer.milliseconds.values()):.1f}"))
     width = max(len(label) for label, _ in rows)

@@ -50,6 +50,7 @@ class Answer:
         text: the answer.
         source_tokens: visual tokens before compression, all videos and images together, newline tokens not counted.
         kept_tokens: visual tokens that the language model saw, newline tokens not counted.
+        average_tokens: those that a layer of it saw of the prompt, on average: less where a method prunes inside.
         frames: frames and crops of images that the vision tower saw.
         milliseconds: wall-clock milliseconds per stage (`llava.instrument.STAGES`).
     """
@@ -57,6 +58,7 @@ class Answer:
     text: str
     source_tokens: int
     kept_tokens: int
+    average_tokens: float
     frames: int
     milliseconds: dict[str, float]
 
@@ -183,6 +185,7 @@ class VideoQA:
             text=text,
             source_tokens=sum(stats.source_tokens for stats in recorder.compressions),
             kept_tokens=sum(stats.kept_tokens for stats in recorder.compressions),
+            average_tokens=sum(stats.average_tokens for stats in recorder.compressions),
             frames=sum(len(item.pixels) for item in inputs.items),
             milliseconds=dict(recorder.milliseconds),
         )
@@ -236,7 +239,7 @@ class VideoQA:
         whole = self._tokens(self._prompt(question, len(inputs.items), continuation))
         target = whole[:, inputs.input_ids.shape[1] :]
         count = target.shape[1]
-        output = self.model(whole, **inputs.arguments(), logits_to_keep=count + 1, use_cache=False)
+        output = self.model(whole, **inputs.arguments(), logits_to_keep=count + 1, use_cache=False, continuation=count)
         logits = output.logits[0, :-1].float()  # (count, vocabulary): the token after each position but the last
         loss = cross_entropy(logits, target[0])
         return float(loss), bool((logits.argmax(-1) == target[0]).all())
@@ -354,7 +357,9 @@ class Watched:
                 input_ids = qa._tokens(qa._prompt(question, self._visuals))
             inputs = Inputs(input_ids, [])
             text = qa._generate(inputs, prefix=self._prefix, max_new_tokens=max_new_tokens, **options)
-        return Answer(text, self.source_tokens, self.kept_tokens, self.frames, dict(recorder.milliseconds))
+        return Answer(
+            text, self.source_tokens, self.kept_tokens, self.kept_tokens, self.frames, dict(recorder.milliseconds)
+        )
 
 
 def resolve_device(name: str) -> torch.device:

@@ -24,6 +24,7 @@ from llava.errors import ConfigError, UserError
 from llava.hf.families import FAMILIES
 from llava.hf.family import VideoShape
 from llava.token_compression import CompressionConfig, compress
+from llava.token_compression.inner import refuse_inner
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,10 @@ def video_tokens(
 
     Raises:
         UserError: an unsupported model, no such size, or newlines whose number depends on what is kept.
-        ConfigError: a similarity_threshold, which keeps as many tokens as the video asks for; more tokens than it has.
+        ConfigError: a similarity_threshold, which keeps as many tokens as the video asks for; more tokens than it has;
+            a method that prunes inside the language model.
     """
+    refuse_inner(compression)
     if frames < 1:
         raise UserError(f"A video has at least one frame, got {frames}.")
     shape = _shape(config, frames, height, width)

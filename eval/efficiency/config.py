@@ -11,6 +11,7 @@ import yaml
 from eval.efficiency.hf_shapes import SHAPES
 from llava.errors import ConfigError
 from llava.token_compression import CompressionConfig, list_methods
+from llava.token_compression.registry import get_method
 from llava.yaml_schema import build, did_you_mean, read_mapping
 
 
@@ -72,6 +73,11 @@ class Grid:
         for method in self.methods:
             if method not in list_methods():
                 raise ConfigError(f"methods: unknown method {method!r}{did_you_mean(method, list_methods())}.")
+            if get_method(method).before is not None:
+                raise ConfigError(
+                    f"methods: {method!r} prunes inside the language model, of which the operations are not counted "
+                    "here; choose a method that prunes before it."
+                )
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import transformers
 from llava.errors import ConfigError
 from llava.hf.mechanism import ATTRIBUTE, Mechanism
 from llava.token_compression.config import CompressionConfig
+from llava.token_compression.inner import refuse_inner
 from llava.token_compression.registry import get_method
 from llava.versions import warn_if_untested
 
@@ -47,6 +48,7 @@ def drop_all(model: Any) -> None:
 
 
 def _check_config(config: CompressionConfig) -> None:
+    refuse_inner(config)
     needed = get_method(config.method).needed(config.options)
     if needed:
         raise ConfigError(

@@ -16,12 +16,13 @@ from llava.instrument import stage
 from llava.model.image_merge import merge_crops
 from llava.model.items import Images, VisualItem, visual_items
 from llava.model.multimodal_encoder.siglip_encoder import SigLipVisionTower
-from llava.model.multimodal_encoder.signals import PER_FRAME, as_input, needed_signals
+from llava.model.multimodal_encoder.signals import PATCHES, PER_FRAME, UNPOOLED, as_input, needed_signals
 from llava.model.multimodal_projector.builder import build_vision_projector
 from llava.model.newlines import SourceTokens, VisualTokens, insert_newlines, newline_period
 from llava.model.pooling import pool_2x2
 from llava.model.splice import PaddedBatch, items_per_row, pad_rows, splice_row
 from llava.token_compression import CompressionConfig, compress
+from llava.token_compression.inner import before_model, note_inner, refuse_inner
 
 logger = logging.getLogger(__name__)
 
@@ -118,15 +119,18 @@ class LlavaMetaForCausalLM:
         for chunk in frames.split(max(1, PATCHES_PER_CHUNK // tower.num_patches)):
             with stage("vision_tower", tower.device):
                 pixels = chunk.to(tower.device)
-                features, layer_input = tower.observe(pixels) if signals else (tower(pixels), None)
+                features, layer_inputs = tower.observe(pixels, signals) if signals else (tower(pixels), None)
             with stage("projector", weight.device):
                 projected = projector(features.to(weight))  # (chunk, patches, hidden)
                 encoded.append(pool_2x2(projected, mode) if pool else projected)
-            if layer_input is not None:  # what only a method needs counts as a part of its cost
+            if PATCHES in signals:
+                signals[PATCHES].append(projected)
+            if layer_inputs is not None:  # what only a method needs counts as a part of its cost
                 with stage("compression", tower.device):
-                    for name, signal in tower.signals(signals, features, layer_input).items():
+                    for name, signal in tower.signals(signals, features, layer_inputs).items():
                         signal = signal.to(weight.device)
-                        signals[name].append(pool_2x2(signal, mode) if pool and name not in PER_FRAME else signal)
+                        whole = not pool or name in (*PER_FRAME, *UNPOOLED)
+                        signals[name].append(signal if whole else pool_2x2(signal, mode))
         return torch.cat(encoded)
 
     def encode_video(
@@ -144,6 +148,7 @@ class LlavaMetaForCausalLM:
         Raises:
             ConfigError: the method needs an input that this model does not have.
         """
+        refuse_inner(compression)
         item = VisualItem(frames, "video")
         ((features, signals),) = self._features([item], [compression])
         return features, self._inputs(item, self._source_tokens(item, features), signals)
@@ -161,8 +166,9 @@ class LlavaMetaForCausalLM:
         """
         for item in items:
             self.model.vision_tower.check_pixels(item.pixels)
-        config = self.token_compression or checkpoint_compression(self.config)
-        configs = [config if config is None or _is_compressed(item, config) else KEEP_ALL for item in items]
+        config = self.compression_config()
+        before = None if config is None else before_model(config)
+        configs = [before if config is None or _is_compressed(item, config) else KEEP_ALL for item in items]
         encoded = self._features(items, configs)
         return [self._kept_tokens(item, *encoded[index], configs[index]) for index, item in enumerate(items)]
 
@@ -171,22 +177,22 @@ class LlavaMetaForCausalLM:
     ) -> list[tuple[torch.Tensor, dict[str, torch.Tensor]]]:
         """(frames or crops, tokens, hidden_size) of each item, and the signals that its method needs, in this layout.
 
-        The tower takes all videos, then all images together.
+        The tower takes all images together, which may be of one crop each, but videos one by one: their frames are
+        enough to keep it busy, and need not be copied next to each other.
         """
         features: dict[int, tuple[torch.Tensor, dict[str, torch.Tensor]]] = {}
-        for pool in (True, False):
-            chosen = [index for index, item in enumerate(items) if (item.modality == "video") == pool]
-            if not chosen:
-                continue
+        images = [index for index, item in enumerate(items) if item.modality != "video"]
+        groups = [[index] for index, item in enumerate(items) if item.modality == "video"]
+        for chosen in [*groups, images] if images else groups:
             pixels = [items[index].pixels for index in chosen]
             lengths = [len(item) for item in pixels]
-            signals: dict[str, list[torch.Tensor]] = {
-                name: [] for index in chosen for name in needed_signals(configs[index])
-            }
-            encoded = self.encode_frames(torch.cat(pixels) if len(pixels) > 1 else pixels[0], pool, signals)
+            needed = {index: needed_signals(configs[index]) for index in chosen}
+            signals: dict[str, list[torch.Tensor]] = {name: [] for names in needed.values() for name in names}
+            together = torch.cat(pixels) if len(pixels) > 1 else pixels[0]
+            encoded = self.encode_frames(together, items[chosen[0]].modality == "video", signals)
             parts = {name: torch.cat(chunks).split(lengths) for name, chunks in signals.items()}
             for place, (index, own) in enumerate(zip(chosen, encoded.split(lengths), strict=True)):
-                features[index] = own, {name: parts[name][place] for name in needed_signals(configs[index])}
+                features[index] = own, {name: parts[name][place] for name in needed[index]}
         return [features[index] for index in range(len(items))]
 
     def _source_tokens(self, item: VisualItem, features: torch.Tensor) -> SourceTokens:
@@ -200,7 +206,16 @@ class LlavaMetaForCausalLM:
     def _inputs(
         self, item: VisualItem, source: SourceTokens, signals: dict[str, torch.Tensor]
     ) -> dict[str, torch.Tensor]:
-        """Signals in the layout of the item's source tokens."""
+        """Signals in the layout of the item's source tokens.
+
+        Raises:
+            ConfigError: signals that only videos have.
+        """
+        unpooled = [name for name in signals if name in UNPOOLED]
+        if unpooled and item.modality != "video":
+            raise ConfigError(f"The method needs {unpooled[0]} of videos; leave images as they are: images=False.")
+        if unpooled:
+            return {name: as_input(name, signal) for name, signal in signals.items()}
         return {
             name: signal[: len(source.tokens)]  # the whole image comes before its crops
             if name in PER_FRAME
@@ -224,10 +239,14 @@ class LlavaMetaForCausalLM:
             )
         tokens = source.tokens.flatten(0, 1)
         positions = torch.arange(len(tokens), device=tokens.device)
+        groups, config = None, self.compression_config()
         if compression is not None:
             result = compress(source.tokens, compression, **self._inputs(item, source, signals))
-            tokens, positions = result.tokens, result.positions
-        return insert_newlines(tokens, positions, source, newline)
+            tokens, positions, groups = result.tokens, result.positions, result.groups
+        if config is not None and _is_compressed(item, config):
+            note_inner(config, self.config.num_hidden_layers)
+            groups = torch.zeros_like(positions) if groups is None else groups
+        return insert_newlines(tokens, positions, source, newline, groups)
 
     def prepare_inputs_labels_for_multimodal(
         self,
@@ -258,16 +277,42 @@ class LlavaMetaForCausalLM:
         Raises:
             UserError: the number of items, of modalities or of sizes, or the shape of an item does not fit.
         """
-        if images is None and past_key_values is not None:  # a decoding step: new text only
+        batch = self.spliced(input_ids, attention_mask, past_key_values, labels, images, modalities, image_sizes)
+        if batch is None:
             return input_ids, position_ids, attention_mask, past_key_values, None, labels
-        has_placeholder = bool((input_ids == IMAGE_TOKEN_INDEX).any())
-        if not has_placeholder and (images is None or input_ids.shape[1] == 1):
-            return input_ids, position_ids, attention_mask, past_key_values, None, labels
-        side = getattr(self.config, "tokenizer_padding_side", "right")
-        batch = self.splice(input_ids, attention_mask, labels, images, modalities, image_sizes, side)
+        positions, mask, labels = self.as_given(batch, position_ids, attention_mask, labels)
+        return None, positions, mask, past_key_values, batch.embeds, labels
+
+    def as_given(
+        self,
+        batch: PaddedBatch,
+        position_ids: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+        labels: torch.Tensor | None,
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+        """Position ids, mask and labels of the spliced prompts where the prompts came with them, else None."""
         mask = None if attention_mask is None else batch.attention_mask.to(attention_mask.dtype)
         positions = None if position_ids is None and not self._source_positions() else batch.position_ids
-        return None, positions, mask, past_key_values, batch.embeds, None if labels is None else batch.labels
+        return positions, mask, None if labels is None else batch.labels
+
+    def spliced(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        past_key_values: Any,
+        labels: torch.Tensor | None,
+        images: Images | None,
+        modalities: str | Sequence[str],
+        image_sizes: Sequence[Sequence[int]] | None,
+    ) -> PaddedBatch | None:
+        """The prompts embedded; None where `prepare_inputs_labels_for_multimodal` returns everything unchanged."""
+        if images is None and past_key_values is not None:  # a decoding step: new text only
+            return None
+        has_placeholder = bool((input_ids == IMAGE_TOKEN_INDEX).any())
+        if not has_placeholder and (images is None or input_ids.shape[1] == 1):
+            return None
+        side = getattr(self.config, "tokenizer_padding_side", "right")
+        return self.splice(input_ids, attention_mask, labels, images, modalities, image_sizes, side)
 
     def splice(
         self,
@@ -324,6 +369,10 @@ class LlavaMetaForCausalLM:
             rows.append(row)
         return pad_rows(rows, padding_side)
 
+    def compression_config(self) -> CompressionConfig | None:
+        """What is set for this model, else what the checkpoint's config.json asks for."""
+        return self.token_compression or checkpoint_compression(self.config)
+
     def _source_positions(self) -> bool:
-        config = self.token_compression or checkpoint_compression(self.config)
+        config = self.compression_config()
         return config is not None and config.position_ids == "source"

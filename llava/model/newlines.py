@@ -32,11 +32,13 @@ class VisualTokens:
         embeds: (kept, dim) kept tokens and newlines, in order.
         positions: (kept,) int64, the place each one has in the item's uncompressed sequence.
         length: tokens and newlines of the uncompressed sequence.
+        groups: (kept,) int64, the group of each token of what is compressed, from 0 on; -1 for newlines. Or None.
     """
 
     embeds: torch.Tensor
     positions: torch.Tensor
     length: int
+    groups: torch.Tensor | None
 
 
 def merge_type(config: Any) -> str:
@@ -76,7 +78,11 @@ def newline_period(config: Any, frames: int, tokens_per_frame: int) -> int | Non
 
 
 def insert_newlines(
-    tokens: torch.Tensor, positions: torch.Tensor, source: SourceTokens, newline: torch.Tensor | None
+    tokens: torch.Tensor,
+    positions: torch.Tensor,
+    source: SourceTokens,
+    newline: torch.Tensor | None,
+    groups: torch.Tensor | None = None,
 ) -> VisualTokens:
     """Put a newline after the last kept token of every period that kept any.
 
@@ -87,10 +93,11 @@ def insert_newlines(
         positions: (kept,) int64, strictly increasing index of each token among the source's.
         source: what the tokens were kept of.
         newline: (dim,) the newline's embedding; may be None where `source.period` is.
+        groups: (kept,) int64, the group of each token, from 0 on, or None.
     """
     total = source.tokens.shape[0] * source.tokens.shape[1]
     if source.period is None or newline is None:
-        return VisualTokens(tokens, positions, total)
+        return VisualTokens(tokens, positions, total, groups)
     row = (positions - source.base).div(source.period, rounding_mode="floor")  # (kept,), negative in the base
     ends = row >= 0
     ends[:-1] &= row[1:] != row[:-1]  # is this the last kept token of its row?
@@ -105,4 +112,6 @@ def insert_newlines(
     places = positions.new_empty(length)
     places[token_at] = positions + row.clamp_min(0)  # every earlier row has a newline in the source
     places[newline_at] = source.base + (row[ends] + 1) * source.period + row[ends]
-    return VisualTokens(embeds, places, total + (total - source.base) // source.period)
+    if groups is not None:
+        groups = torch.full_like(places, -1).index_copy_(0, token_at, groups)
+    return VisualTokens(embeds, places, total + (total - source.base) // source.period, groups)

@@ -1,7 +1,7 @@
 """Insert visual tokens into text rows and pad the rows to one batch. Pure functions on tensors."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 
@@ -9,28 +9,37 @@ from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.errors import UserError
 from llava.model.newlines import VisualTokens
 
+GROUPS = 2**32
+"""More groups than tokens of a video are in."""
+
 
 @dataclass(frozen=True)
 class Row:
-    """One prompt: embeds (length, dim), position_ids (length,) int64, labels (length,) int64."""
+    """One prompt: embeds (length, dim), position_ids, labels and videos (length,) int64.
+
+    `videos` numbers the tokens of compressed images and videos: `GROUPS` for the first one, twice that for the second,
+    and so on, plus a token's group. Newlines among them are -1, all other tokens 0.
+    """
 
     embeds: torch.Tensor
     position_ids: torch.Tensor
     labels: torch.Tensor
+    videos: torch.Tensor
 
     def truncated(self, max_length: int) -> "Row":
         """The first `max_length` positions."""
-        return Row(self.embeds[:max_length], self.position_ids[:max_length], self.labels[:max_length])
+        return Row(*(getattr(self, field.name)[:max_length] for field in fields(self)))
 
 
 @dataclass(frozen=True)
 class PaddedBatch:
-    """Rows of equal length: embeds (rows, length, dim), attention_mask bool, position_ids and labels int64."""
+    """Rows of equal length: embeds (rows, length, dim), attention_mask bool, position_ids, labels and videos int64."""
 
     embeds: torch.Tensor
     attention_mask: torch.Tensor
     position_ids: torch.Tensor
     labels: torch.Tensor
+    videos: torch.Tensor
 
 
 def items_per_row(rows: Sequence[torch.Tensor], items: int) -> list[list[int]]:
@@ -78,25 +87,29 @@ def splice_row(
     texts = embed(input_ids[is_text]).split(sizes)
     text_labels = labels[is_text].split(sizes)
 
-    embeds, positions, spliced_labels, offset = [], [], [], 0
+    embeds, positions, spliced_labels, videos, offset = [], [], [], [], 0
     for index, (text, label) in enumerate(zip(texts, text_labels, strict=True)):
         embeds.append(text)
         positions.append(torch.arange(offset, offset + len(text), device=input_ids.device))
         spliced_labels.append(label)
+        videos.append(torch.zeros_like(label))
         offset += len(text)
         if index < len(items):
             item = items[index]
             embeds.append(item.embeds.to(text))
             positions.append(item.positions.to(input_ids.device) + offset)
             spliced_labels.append(label.new_full((len(item.embeds),), IGNORE_INDEX))
+            groups = torch.zeros_like(spliced_labels[-1]) if item.groups is None else item.groups.to(label)
+            started = 0 if item.groups is None else GROUPS * (index + 1)
+            videos.append(torch.where(groups < 0, groups, groups + started))
             offset += item.length
     row = torch.cat(embeds)
     position_ids = torch.cat(positions) if source_positions else torch.arange(len(row), device=input_ids.device)
-    return Row(row, position_ids, torch.cat(spliced_labels))
+    return Row(row, position_ids, torch.cat(spliced_labels), torch.cat(videos))
 
 
 def pad_rows(rows: Sequence[Row], side: str) -> PaddedBatch:
-    """Pad with zero vectors, position 0 and ignored labels on the "left" or the "right" side.
+    """Pad with zero vectors, position 0, ignored labels and no video on the "left" or the "right" side.
 
     Raises:
         UserError: another side.
@@ -109,6 +122,7 @@ def pad_rows(rows: Sequence[Row], side: str) -> PaddedBatch:
     mask = torch.zeros(len(rows), longest, dtype=torch.bool, device=embeds.device)
     position_ids = torch.zeros(len(rows), longest, dtype=torch.int64, device=embeds.device)
     labels = torch.full((len(rows), longest), IGNORE_INDEX, dtype=torch.int64, device=embeds.device)
+    videos = torch.zeros_like(position_ids)
     for index, row in enumerate(rows):
         length = len(row.embeds)
         span = slice(0, length) if side == "right" else slice(longest - length, longest)
@@ -116,4 +130,5 @@ def pad_rows(rows: Sequence[Row], side: str) -> PaddedBatch:
         mask[index, span] = True
         position_ids[index, span] = row.position_ids
         labels[index, span] = row.labels
-    return PaddedBatch(embeds, mask, position_ids, labels)
+        videos[index, span] = row.videos
+    return PaddedBatch(embeds, mask, position_ids, labels, videos)

@@ -17,6 +17,12 @@ from torch import Tensor
 BLOCK_ENTRIES = 2**21
 """Similarities handled at a time: 8 MB of float32, which stays near the processor's cache."""
 
+Window = tuple[float, float]
+"""Lowest and highest value."""
+
+ANYWHERE: Window = (-1.0, 1.0)
+"""Where cosines are."""
+
 UNRELATED = -2.0
 """Edge weight, below every cosine, between vectors that nothing makes similar: taken last, so that every tree spans."""
 

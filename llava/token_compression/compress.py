@@ -12,6 +12,7 @@ from llava.errors import ConfigError, UserError
 from llava.instrument import active, stage
 from llava.token_compression.config import CompressionConfig
 from llava.token_compression.cosine import Stored
+from llava.token_compression.inner import refuse_inner
 from llava.token_compression.inputs import checked
 from llava.token_compression.merge import merge
 from llava.token_compression.paths import has_kernels
@@ -32,6 +33,9 @@ class CompressionStats:
         similarity_threshold: the threshold applied; under an exact budget that of the last cut, None for methods
             without one.
         milliseconds: wall-clock time of the call; on CUDA that from when the device gets to it until it is done.
+        layer: the language model's first layer that sees fewer tokens than `kept_tokens`; None if all see as many.
+        final_tokens: tokens that its last layer sees of a prompt.
+        average_tokens: tokens that a layer of the language model sees of a prompt, on average over the layers.
     """
 
     source_tokens: int
@@ -40,6 +44,9 @@ class CompressionStats:
     retention_ratio: float
     similarity_threshold: float | None
     milliseconds: float
+    layer: int | None
+    final_tokens: int
+    average_tokens: float
 
 
 @dataclass(frozen=True)
@@ -52,12 +59,14 @@ class CompressionResult:
             each kept token's representative.
         assignment: (frames, tokens_per_frame) int64, the kept token each source token went into, -1 if dropped.
         stats: counts and milliseconds.
+        groups: as in `Kept`.
     """
 
     tokens: Tensor
     positions: Tensor
     assignment: Tensor
     stats: CompressionStats
+    groups: Tensor | None = None
 
 
 @torch.no_grad()
@@ -74,9 +83,11 @@ def compress(features: Tensor, config: CompressionConfig, **inputs: object) -> C
 
     Raises:
         UserError: features or inputs of another shape or kind, or with NaN or infinity in them.
-        ConfigError: a size that these features cannot have; an input that is missing or that the method does not know.
+        ConfigError: a size that these features cannot have; an input that is missing or that the method does not know;
+            a method that prunes inside the language model.
     """
     check_shape(features)
+    refuse_inner(config)
     inputs = _checked_inputs(features, config, inputs)
     start = _now(features.device)
     with (
@@ -95,11 +106,14 @@ def compress(features: Tensor, config: CompressionConfig, **inputs: object) -> C
         retention_ratio=len(tokens) / (frames * tokens_per_frame),
         similarity_threshold=kept.similarity_threshold,
         milliseconds=milliseconds,
+        layer=None,
+        final_tokens=len(tokens),
+        average_tokens=float(len(tokens)),
     )
     recorder = active()
     if recorder is not None:
         recorder.compressions.append(stats)
-    return CompressionResult(tokens, kept.positions, assignment.view(frames, tokens_per_frame), stats)
+    return CompressionResult(tokens, kept.positions, assignment.view(frames, tokens_per_frame), stats, kept.groups)
 
 
 def compress_batch(

@@ -73,6 +73,8 @@ class CompressionConfig:
         self._check_ranges()
         self._check_size(method.takes_threshold)
         self._build_options(method.options)
+        if self.merge and method.before == "none":
+            raise ConfigError(f"Method {self.method!r} keeps all tokens before the language model: nothing to merge.")
 
     @classmethod
     def from_dict(cls, mapping: Mapping[str, Any], where: str = "compression") -> "CompressionConfig":

@@ -22,6 +22,9 @@ from llava.token_compression.components import UNRELATED, normalised, rounded
 CHUNK_ENTRIES = 2**20
 """Vector entries converted at a time where whole vectors are visited: 8 MB of float64."""
 
+PAIR_ENTRIES = 2**17
+"""Vector entries looked up at a time: 1 MB of float64 stays in the cache, and in memory that is used again."""
+
 LOOKUP_COST = 16
 """How many cosines of a float64 matrix product take about as long as one looked up."""
 
@@ -148,13 +151,13 @@ def products(x: Scaled, y: Scaled) -> Tensor:
 def exact_cosines(x: Tensor, y: Tensor) -> Tensor:
     """Cosines (k,) float64 of pairs of rows (k, dim), rounded to `RESOLUTION`; `UNRELATED` where one of them is 0."""
     x, y = _doubled(x), _doubled(y)
-    squares = x.square().sum(dim=-1) * y.square().sum(dim=-1)
-    return rounded((x * y).sum(dim=-1) / squares.sqrt()).masked_fill_(squares == 0, UNRELATED)
+    lengths = torch.linalg.vector_norm(x, dim=-1) * torch.linalg.vector_norm(y, dim=-1)
+    return rounded((x * y).sum(dim=-1) / lengths).masked_fill_(lengths == 0, UNRELATED)
 
 
 def pair_cosines(x: Vectors, i: Tensor, y: Vectors, j: Tensor) -> Tensor:
     """`exact_cosines` of the pairs (x[i], y[j]), for (k,) int64 indices i and j."""
-    step = max(1, CHUNK_ENTRIES // x.dim)
+    step = max(1, PAIR_ENTRIES // x.dim)
     pairs = zip(i.split(step), j.split(step), strict=True)
     return torch.cat([exact_cosines(x.rows(u), y.rows(v)) for u, v in pairs])
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from llava.token_compression.components import BLOCK_ENTRIES, UNRELATED, connected_components, on_grid
+from llava.token_compression.components import ANYWHERE, BLOCK_ENTRIES, UNRELATED, Window, connected_components, on_grid
 from llava.token_compression.cosine import (
     LOOKUP_COST,
     Scaled,
@@ -17,6 +17,9 @@ from llava.token_compression.cosine import (
     slack,
 )
 from llava.token_compression.forest import Edges, Forest, TooCloseError, boruvka, completed
+
+KEPT_ENTRIES = 2**23
+"""Up to so many cosines (32 MB) are kept from the forest on for the degrees at its cuts."""
 
 
 class DenseGraphs:
@@ -33,7 +36,7 @@ class DenseGraphs:
         self.doubt = slack(tokens.dim, tokens.device)
         entries = self.size * max(self.size, tokens.dim // 8)  # of a block's cosines and, at 64 MB, of its vectors
         self._step = self.size * max(1, BLOCK_ENTRIES // entries)
-        self._cosines: Tensor | None = None  # if they are a single block
+        self._cosines: dict[int, Tensor] = {}  # of the blocks with these first vertices, if they are asked for again
 
     def components(self, threshold: float, sampled: Tensor | None) -> tuple[Tensor, Tensor]:
         """Labels and degrees, as `threshold_components` in components.py says."""
@@ -53,10 +56,10 @@ class DenseGraphs:
         above = (self._above(first, cosines, threshold) for first, cosines in self._blocks())
         return torch.cat([edges.sum(dim=2, dtype=torch.int32).view(-1) + 1 for edges in above]).long()
 
-    def forest(self, needed: int, sampled: Tensor | None) -> Forest:
+    def forest(self, needed: int, sampled: Tensor | None, window: Window = ANYWHERE) -> Forest:
         """The whole maximum spanning forest of all graphs."""
         forest = []
-        for first, cosines in self._blocks():
+        for first, cosines in self._blocks(keep=self.tokens.count * self.size <= KEPT_ENTRIES):
             block = slice(first, first + cosines.shape[0] * self.size)
             part = None if sampled is None else sampled[block]
             try:
@@ -71,16 +74,15 @@ class DenseGraphs:
         """Exact cosines (k,) float64 of the pairs of vertices (u, v)."""
         return pair_cosines(self.tokens, u, self.tokens, v)
 
-    def _blocks(self) -> Iterator[tuple[int, Tensor]]:
+    def _blocks(self, keep: bool = False) -> Iterator[tuple[int, Tensor]]:
         """The first vertex of a block of graphs and their cosines (graphs, n, n), the diagonal being `UNRELATED`."""
-        if self._cosines is not None:
-            yield 0, self._cosines
-            return
         for first in range(0, self.tokens.count, self._step):
-            cosines = self._products(slice(first, first + self._step))
-            cosines.diagonal(dim1=1, dim2=2).fill_(UNRELATED)
-            if self._step >= self.tokens.count:
-                self._cosines = cosines
+            cosines = self._cosines.get(first)
+            if cosines is None:
+                cosines = self._products(slice(first, first + self._step))
+                cosines.diagonal(dim1=1, dim2=2).fill_(UNRELATED)
+            if keep:
+                self._cosines[first] = cosines
             yield first, cosines
 
     def _products(self, block: slice) -> Tensor:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from llava.token_compression.components import UNRELATED, join
+from llava.token_compression.components import ANYWHERE, UNRELATED, Window, join
 
 Exact = Callable[[Tensor, Tensor], Tensor]
 """Looks up the exact weights (k,) float64 of the edges between vertices u and v, (k,) int64 each."""
@@ -152,14 +152,16 @@ class Gathering:
         vertices: (n,) int64, `arange(n)`.
         exact: looks weights up.
         needed: how many edges of the forest are wanted.
-        lowest: no weaker edge is wanted; minus infinity if that is not known yet.
+        window: no edge weaker than the first weight is wanted (minus infinity if that is not known yet); what edges
+            stronger than the second one join is only joined.
         doubt: by how much the weights of the edges to come may be off.
         limit: as for `boruvka`.
         capacity: edges that are collected before they are reduced.
         largest: edges of a part, at most.
 
     Attributes:
-        lowest: rises as more is known.
+        lowest: the first weight of the window; rises as more is known.
+        labels: (n,) int64, of the vertices that edges stronger than the window join.
     """
 
     def __init__(
@@ -167,14 +169,14 @@ class Gathering:
         vertices: Tensor,
         exact: Exact,
         needed: int,
-        lowest: float,
+        window: Window,
         doubt: float,
         limit: int,
         capacity: int,
         largest: int,
     ):
-        self.lowest = lowest
-        self._vertices, self._exact, self._needed, self._doubt, self._limit = vertices, exact, needed, doubt, limit
+        self.lowest, self._highest = window
+        self.labels, self._exact, self._needed, self._doubt, self._limit = vertices, exact, needed, doubt, limit
         self._capacity = capacity
         self._ends = torch.empty(2, capacity + largest, dtype=torch.int64, device=vertices.device)
         self._weight = torch.empty(capacity + largest, dtype=torch.float64, device=vertices.device)
@@ -183,6 +185,11 @@ class Gathering:
 
     def add(self, u: Tensor, v: Tensor, weight: Tensor) -> None:
         """Add edges with ends (k,) and (k,) int64 and weights (k,)."""
+        if self._highest < 1:
+            stronger = weight > self._highest + self._doubt
+            self.labels = join(self.labels, u[stronger], v[stronger])
+            apart = (self.labels[u] != self.labels[v]).nonzero().view(-1)
+            u, v, weight = u[apart], v[apart], weight[apart]
         block = slice(self._count, self._count + len(u))
         self._ends[0, block], self._ends[1, block], self._weight[block] = u, v, weight
         self._count += len(u)
@@ -196,7 +203,7 @@ class Gathering:
             TooCloseError: too many weights would have to be looked up.
         """
         edges = Edges.cat([self._forest, self._taken()])
-        self._forest = boruvka(self._vertices, exits_among(edges), self._exact, self._limit)
+        self._forest = boruvka(self.labels, exits_among(edges), self._exact, self._limit)
         self.lowest = max(self.lowest, self._forest.weakest(self._needed))
         return self._forest
 
@@ -221,6 +228,14 @@ def completed(edges: Edges, vertices: int, graphs: int) -> Edges:
     return Edges.cat([edges, Edges(alone // size * size, alone, weight, torch.zeros_like(weight))])
 
 
+def forest_within(window: Window, components: int, make: Callable[[Window], "Forest"]) -> "Forest":
+    """The forest that `make` finds in a window of weights, if it can be cut to so many components; else the whole."""
+    forest = make(window)
+    if window == ANYWHERE or forest.settles(components, window[1]):
+        return forest
+    return make(ANYWHERE)
+
+
 class Forest:
     """A maximum spanning forest, to be cut at any number of components that its edges allow.
 
@@ -230,20 +245,24 @@ class Forest:
         edges: all edges of the forest, or its strongest ones.
         vertices: number of vertices.
         exact: looks weights up.
+        joined: (vertices,) int64 labels of vertices joined by stronger edges, which are not among these.
     """
 
-    def __init__(self, edges: Edges, vertices: int, exact: Exact):
+    def __init__(self, edges: Edges, vertices: int, exact: Exact, joined: Tensor | None = None):
         self.vertices = vertices
         self._edges = edges[edges.strongest_first()]
         self._exact = exact
+        self._known: dict[int, float] = {}
+        numbers = torch.arange(vertices, device=edges.u.device)
+        self._joined = numbers if joined is None else joined
+        self._apart = int((self._joined == numbers).sum())
 
     def cut(self, components: int) -> Tensor:
         """Labels (vertices,) int64 of exactly `components` single-linkage clusters."""
-        count = self.vertices - components
+        count = self._apart - components
         if count > 0:
             self._settle_around(count - 1)
-        labels = torch.arange(self.vertices, device=self._edges.u.device)
-        return join(labels, self._edges.u[:count], self._edges.v[:count])
+        return join(self._joined, self._edges.u[:count], self._edges.v[:count])
 
     def thresholds(self, components: int) -> tuple[float, float]:
         """Lowest and highest threshold of a cut: the strongest similarity left out and the weakest one used.
@@ -251,7 +270,7 @@ class Forest:
         From the first up to, but not including, the second, the components of all similarities strictly above the
         threshold are the clusters of the cut. With ties both are equal, and there is no such threshold.
         """
-        count = self.vertices - components
+        count = self._apart - components
         lowest = max(-1.0, self._settle_around(count)) if count < len(self._edges) else -1.0
         highest = max(-1.0, self._settle_around(count - 1)) if count > 0 else 1.0
         return lowest, highest
@@ -259,7 +278,12 @@ class Forest:
     def components_above(self, threshold: float) -> int:
         """Number of components of the graphs whose edges are the similarities strictly above `threshold`."""
         self._settle((self._edges.weight - threshold).abs() <= self._edges.doubt)
-        return self.vertices - int((self._edges.weight > threshold).sum())
+        return self._apart - int((self._edges.weight > threshold).sum())
+
+    def settles(self, components: int, below: float) -> bool:
+        """Whether the edges that decide on the cut at so many components are here, none stronger than `below`."""
+        count = self._apart - components
+        return 0 < count < len(self._edges) and self.thresholds(components)[1] <= below
 
     def _settle_around(self, position: int) -> float:
         """Make sure which edge is the one at `position` in descending order; return its exact weight.
@@ -267,12 +291,20 @@ class Forest:
         The weight found there is off by no more than the largest doubt, and so is any other: an edge more than twice
         that doubt away is on the right side of this position already.
         """
-        weight = self._edges.weight
-        self._settle((weight - weight[position]).abs() <= 2 * self._edges.doubt.max())
-        return float(self._edges.weight[position])
+        if position not in self._known:
+            weight = self._edges.weight
+            self._settle((weight - weight[position]).abs() <= 2 * self._edges.doubt.max())
+            self._known[position] = float(self._edges.weight[position])
+        return self._known[position]
 
     def _settle(self, near: Tensor) -> None:
         unsure = (near & (self._edges.doubt > 0)).nonzero().view(-1)
         if len(unsure) > 0:
             self._edges.settle(unsure, self._exact)
-            self._edges = self._edges[self._edges.strongest_first()]
+            if not self._in_order():
+                self._edges = self._edges[self._edges.strongest_first()]
+
+    def _in_order(self) -> bool:
+        """Whether weights descend, and equal ones are as they were when they were last ordered: that takes a while."""
+        step, exact = self._edges.weight.diff(), self._edges.doubt == 0
+        return bool(((step < 0) | ((step == 0) & ~(exact[1:] | exact[:-1]))).all())

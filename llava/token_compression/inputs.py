@@ -7,6 +7,10 @@
                     the same as if that layer had a single head
     map_attn        (frames, tokens_per_frame) attention of SigLIP's pooling head, the mean over heads, pooled likewise
     map_embed       (frames, any) the embedding that this head makes of a frame
+    patches         (frames, patches, any) a video's projected patches, before they are pooled to the features
+    vision_attn_shallow, vision_attn_deep
+                    (frames, patches) attention that each of these patches receives in an early layer, and in the one
+                    before the last
 
 `encode_images` of the model tree computes these; see llava/model/multimodal_encoder/signals.py.
 """
@@ -23,6 +27,9 @@ SHAPES = {
     "vision_keys_wide": ("frames", "tokens", "any"),
     "map_attn": ("frames", "tokens"),
     "map_embed": ("frames", "any"),
+    "patches": ("frames", "patches", "any"),
+    "vision_attn_shallow": ("frames", "patches"),
+    "vision_attn_deep": ("frames", "patches"),
 }
 
 
@@ -39,7 +46,7 @@ def checked(name: str, value: object, features: Tensor) -> object:
     sizes: dict[str, object] = {"frames": features.shape[0], "tokens": features.shape[1]}
     expected = [sizes.get(what, what) for what in SHAPES[name]]
     if value.dim() != len(expected) or any(
-        size not in (own, "any") for own, size in zip(value.shape, expected, strict=True)
+        size not in (own, "any", "patches") for own, size in zip(value.shape, expected, strict=True)
     ):
         raise UserError(
             f"Input {name!r} must have the shape ({', '.join(map(str, expected))}) for features "

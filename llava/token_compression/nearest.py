@@ -17,6 +17,9 @@ from llava.token_compression.sketch import Sketch
 FEW = 512
 """Up to so many kept tokens it is faster to compare with all of them than to find out which ones are likely."""
 
+FEW_ENTRIES = 3 * 2**18
+"""The same for so many entries of all kept tokens together."""
+
 ROWS = 256
 """Source tokens at a time for which likely kept tokens are chosen together."""
 
@@ -26,7 +29,8 @@ VECTOR_ENTRIES = 2**22
 
 def nearest(source: Tokens, kept: Tokens, membership: Tensor, rows: Tensor) -> Tensor:
     """What `nearest_plain` in plain.py returns."""
-    return (_among_all if kept.count <= FEW else _among_likely)(source, kept, membership, rows)
+    few = kept.count <= max(FEW, FEW_ENTRIES // kept.dim)
+    return (_among_all if few else _among_likely)(source, kept, membership, rows)
 
 
 def _among_all(source: Tokens, kept: Tokens, membership: Tensor, rows: Tensor) -> Tensor:
@@ -70,11 +74,11 @@ def _best(cosines: Tensor, source: Tokens, u: Tensor, kept: Tokens, v: Tensor) -
     """Of kept tokens v (c,), ascending, the one of highest exact cosine with each source token u (r,).
 
     Args:
-        cosines: (r, c), within `slack`.
+        cosines: (r, c), within `slack`; overwritten.
     """
     highest, best = cosines.max(dim=1)
-    near = cosines >= highest[:, None] - 2 * max(source.doubt, kept.doubt)
-    contested = (near.sum(dim=1, dtype=torch.int32) > 1).nonzero().view(-1)
+    near = cosines.ge_(highest[:, None] - 2 * max(source.doubt, kept.doubt))  # 1 or 0: faster to add up than bool
+    contested = (near.sum(dim=1) > 1).nonzero().view(-1)
     row, column = near[contested].nonzero(as_tuple=True)
     if len(row) * LOOKUP_COST > len(contested) * len(v):
         parts = v.split(max(1, VECTOR_ENTRIES // source.dim))

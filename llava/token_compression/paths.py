@@ -8,6 +8,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from llava.token_compression.components import ANYWHERE, Window
 from llava.token_compression.cosine import Halved, Stored, Tokens, Vectors
 from llava.token_compression.dense import DenseGraphs
 from llava.token_compression.nearest import nearest
@@ -17,7 +18,7 @@ from llava.token_compression.pruned import LargeGraph
 PLAIN_ENTRIES = 2**18
 """Up to so many entries of all vectors together the plain path is the fastest: it takes the fewest steps."""
 
-DENSE_SIZE = 1024
+DENSE_SIZE = 512
 """A graph of up to so many vertices is computed whole."""
 
 
@@ -50,8 +51,13 @@ class Graphs(Protocol):
         """
         ...
 
-    def forest(self, needed: int, sampled: Tensor | None) -> SpanningTrees:
-        """The maximum spanning trees, of which at least the `needed` strongest edges are there."""
+    def forest(self, needed: int, sampled: Tensor | None, window: Window = ANYWHERE) -> SpanningTrees:
+        """The maximum spanning trees, of which at least the `needed` strongest edges are there.
+
+        Args:
+            window: where the weights of the last two of these are expected. It has no influence on a cut that uses all
+                but the last one, except that this is found sooner; others may then be out of reach.
+        """
         ...
 
 

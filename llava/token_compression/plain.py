@@ -4,8 +4,10 @@ import torch
 from torch import Tensor
 
 from llava.token_compression.components import (
+    ANYWHERE,
     UNRELATED,
     SpanningForest,
+    Window,
     degrees_above,
     maximum_spanning_forest,
     normalised,
@@ -34,7 +36,7 @@ class PlainGraphs:
         """Degrees as `Graphs` in paths.py says."""
         return degrees_above(similarities(self._unit), threshold)
 
-    def forest(self, needed: int, sampled: Tensor | None) -> SpanningForest:
+    def forest(self, needed: int, sampled: Tensor | None, window: Window = ANYWHERE) -> SpanningForest:
         """The maximum spanning forest of all graphs."""
         weights = similarities(self._unit)
         if sampled is not None:

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from llava.token_compression.components import UNRELATED, join, on_grid
+from llava.token_compression.components import ANYWHERE, UNRELATED, Window, join, on_grid
 from llava.token_compression.cosine import Tokens, exact_products, exceeding, pair_cosines, products
-from llava.token_compression.forest import Edges, Forest, Gathering, TooCloseError, completed
+from llava.token_compression.forest import Forest, Gathering, TooCloseError, completed, forest_within
 from llava.token_compression.sketch import Sketch
 
 ROWS = 128
@@ -30,10 +30,10 @@ BOUND_COLUMNS = 2**13
 PENDING_EDGES = 2**19
 """Edges collected before they are reduced to a forest."""
 
-PRUNED_SIZE = 1200
+PRUNED_SIZE = 1400
 """From so many vectors on, sketches save more than they cost."""
 
-NEIGHBOURS = 8
+NEIGHBOURS = 2
 """Edges per vector from which the weakest edge of a forest is bounded before the search for all edges begins."""
 
 LOOKUPS = 64
@@ -60,10 +60,11 @@ class Part:
 
     def cosines(self, exact: bool) -> Tensor:
         """(r, c) cosines, exact or within `slack`, `UNRELATED` for pairs that do not count."""
+        u, v = _consecutive(self.u), _consecutive(self.v)
         if exact:
-            cosines = exact_products(self.tokens.rows(self.u), self.tokens.rows(self.v))
+            cosines = exact_products(self.tokens.rows(u), self.tokens.rows(v))
         else:
-            cosines = products(self.tokens.scaled(self.u), self.tokens.scaled(self.v))
+            cosines = products(self.tokens.scaled(u), self.tokens.scaled(v))
         if self.square:
             twice = torch.ones(len(self.u), len(self.u), dtype=torch.bool, device=cosines.device).tril_()
             cosines[:, : len(self.u)].masked_fill_(twice, UNRELATED)
@@ -74,6 +75,14 @@ class Part:
     def lookup(self, i: Tensor, j: Tensor) -> Tensor:
         """Exact cosines (k,) of the pairs (u[i], v[j])."""
         return pair_cosines(self.tokens, self.u[i], self.tokens, self.v[j])
+
+
+def _consecutive(index: Tensor) -> Tensor | slice:
+    """A slice instead of indices that it stands for: vectors that are sliced need not be copied."""
+    first, last = int(index[0]), int(index[-1])
+    if last - first + 1 == len(index) and bool((index.diff() == 1).all()):
+        return slice(first, last + 1)
+    return index
 
 
 class LargeGraph:
@@ -140,28 +149,31 @@ class LargeGraph:
 
         return self._edges_above(threshold, order, reach)
 
-    def forest(self, needed: int, sampled: Tensor | None) -> Forest:
-        """A maximum spanning forest, of which at least the `needed` strongest edges are there."""
+    def forest(self, needed: int, sampled: Tensor | None, window: Window = ANYWHERE) -> Forest:
+        """A maximum spanning forest, as `Graphs` in paths.py says."""
         try:
-            edges = self._forest(needed, sampled, exact=False)
+            make = functools.partial(self._forest, needed, sampled, False)
+            return forest_within(window, self.tokens.count - needed + 1, make)
         except TooCloseError:
-            edges = self._forest(needed, sampled, exact=True)
-        return Forest(edges, self.tokens.count, self._lookup)
+            return self._forest(needed, sampled, True, ANYWHERE)
 
-    def _forest(self, needed: int, sampled: Tensor | None, exact: bool) -> Edges:
+    def _forest(self, needed: int, sampled: Tensor | None, exact: bool, window: Window) -> Forest:
         doubt = 0.0 if exact else self.tokens.doubt
-        gathering = self._gathering(needed, self._first_bound(needed, sampled), doubt)
+        lowest = self._first_bound(needed, sampled) if window[0] <= -1 else window[0]
+        gathering = self._gathering(needed, (lowest, window[1]), doubt)
         reach = functools.partial(self._reach, lowest=lambda: gathering.lowest)
         for part in self._parts(self._order, reach, sampled):
             cosines = part.cosines(exact)
             i, j = (cosines >= max(-1.0, gathering.lowest) - doubt).nonzero(as_tuple=True)
             gathering.add(part.u[i], part.v[j], cosines[i, j])
         edges = gathering.forest()
-        return completed(edges, self.tokens.count, 1) if gathering.lowest < -1 else edges
+        if gathering.lowest < -1 and window == ANYWHERE:
+            edges = completed(edges, self.tokens.count, 1)
+        return Forest(edges, self.tokens.count, self._lookup, gathering.labels)
 
     def _first_bound(self, needed: int, sampled: Tensor | None) -> float:
         """A weight that the `needed` strongest edges reach, from edges within blocks of rows; -inf if these are few."""
-        gathering = self._gathering(needed, -math.inf, 0.0)
+        gathering = self._gathering(needed, (-math.inf, 1.0), 0.0)
         for u in self._order.split(ROWS):
             cosines = Part(self.tokens, u, u, True, sampled).cosines(exact=False)
             weight, other = cosines.topk(min(NEIGHBOURS, len(u)), dim=1)
@@ -170,10 +182,10 @@ class LargeGraph:
         gathering.forest()
         return gathering.lowest - 2 * self.tokens.doubt
 
-    def _gathering(self, needed: int, lowest: float, doubt: float) -> Gathering:
+    def _gathering(self, needed: int, window: Window, doubt: float) -> Gathering:
         numbers = torch.arange(self.tokens.count, device=self.tokens.device)
         limit = LOOKUPS * self.tokens.count
-        return Gathering(numbers, self._lookup, needed, lowest, doubt, limit, PENDING_EDGES, self._largest_part)
+        return Gathering(numbers, self._lookup, needed, window, doubt, limit, PENDING_EDGES, self._largest_part)
 
     def _edges_above(self, threshold: float, order: Tensor, reach: Reach) -> Iterator[tuple[Tensor, Tensor]]:
         """Ends (k,) and (k,) of the pairs, among those that `reach` allows, whose exact cosine exceeds a threshold.

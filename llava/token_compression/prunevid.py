@@ -76,7 +76,8 @@ def prunevid(features: Tensor, config: CompressionConfig, budget: int) -> Kept:
     positions, membership = slots(anchor.view(-1))
     slot = torch.where(goal >= 0, membership[goal], -1).view(-1)
     mean, _ = mean_of_joined(values.flatten(0, 1), slot, budget)
-    return Kept(mean, positions, membership)
+    segment = torch.where(static, frames + window.unsqueeze(1), source_indices(features) // features.shape[1])
+    return Kept(mean, positions, membership, groups=segment.view(-1)[positions])
 
 
 def refined(labels: Tensor) -> Tensor:

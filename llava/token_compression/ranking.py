@@ -21,3 +21,18 @@ def best_per_frame(scores: Tensor, counts: Tensor) -> Tensor:
         1, order, torch.arange(scores.shape[1], device=scores.device).expand_as(order)
     )
     return (rank < counts.unsqueeze(1)).view(-1).nonzero().view(-1)
+
+
+def best_per_group(scores: Tensor, groups: Tensor, counts: Tensor) -> Tensor:
+    """Indices (counts.sum(),) int64, ascending, of the counts[g] highest of the scores (n,) of each group g.
+
+    Args:
+        scores: (n,).
+        groups: (n,) int64, from 0 to len(counts) - 1.
+        counts: (groups,) int64, from 0 to the size of the group.
+    """
+    order = scores.argsort(descending=True, stable=True)
+    order = order[groups[order].argsort(stable=True)]
+    sizes = torch.bincount(groups, minlength=len(counts))
+    rank = torch.arange(len(order), device=order.device) - (sizes.cumsum(0) - sizes)[groups[order]]
+    return order[rank < counts.to(order.device)[groups[order]]].sort().values

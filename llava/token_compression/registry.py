@@ -12,6 +12,7 @@ Every file of this folder is imported with the package, so that is all there is 
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -31,6 +32,8 @@ class Kept:
         similarity_threshold: the threshold that was applied, if the method has one.
         single_is_own: whether a kept token with one member is that member, so that the final merge need not look where
             else it belongs; not so where tokens are averaged that are not members.
+        groups: (kept,) int64 from 0 on, which kept tokens compete with each other where a method prunes further inside
+            the language model; None for all of them.
     """
 
     tokens: Tensor
@@ -39,6 +42,7 @@ class Kept:
     spatial_tokens: int | None = None
     similarity_threshold: float | None = None
     single_is_own: bool = True
+    groups: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -55,14 +59,17 @@ class Method:
         options: a frozen dataclass of the settings that only this method has, all with defaults; `keep` finds an
             instance of it in `config.options`.
         merge: whether the final merge of all source tokens is part of it; `CompressionConfig(merge=...)` overrides it.
+        before: for a method that prunes inside the language model, the one that shortens the video before it; then
+            `keep` is called as inner.py says.
     """
 
-    keep: Callable[..., Kept]
+    keep: Callable[..., Any]
     inputs: tuple[str, ...]
     takes_threshold: bool
     any_dtype: bool
     options: type | None = None
     merge: bool = True
+    before: str | None = None
 
     def needed(self, options: object) -> tuple[str, ...]:
         """Names of the further inputs under these options, whose class has an attribute `inputs` where they matter."""
@@ -79,13 +86,14 @@ def register(
     any_dtype: bool = False,
     options: type | None = None,
     merge: bool = True,
-) -> Callable[[Callable[..., Kept]], Callable[..., Kept]]:
+    before: str | None = None,
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register the decorated function as compression method `name`; the arguments are described at `Method`."""
 
-    def add(keep: Callable[..., Kept]) -> Callable[..., Kept]:
+    def add(keep: Callable[..., Any]) -> Callable[..., Any]:
         if name in _methods:
             raise ValueError(f"A compression method named {name!r} exists already.")
-        _methods[name] = Method(keep, inputs, takes_threshold, any_dtype, options, merge)
+        _methods[name] = Method(keep, inputs, takes_threshold, any_dtype, options, merge, before)
         return keep
 
     return add

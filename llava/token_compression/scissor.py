@@ -21,6 +21,7 @@ from torch import Tensor
 
 from llava.errors import ConfigError
 from llava.token_compression.clusters import arranged
+from llava.token_compression.components import ANYWHERE, Window
 from llava.token_compression.config import CompressionConfig
 from llava.token_compression.cosine import Stored, Vectors
 from llava.token_compression.means import means_of
@@ -29,6 +30,9 @@ from llava.token_compression.registry import Kept, register
 
 TOLERANCE = 0.01
 """How near to each other the thresholds of the two steps must come under an exact budget to end the search."""
+
+EXPECTED_CHANGE = 1.5
+"""How many times the last gap the temporal threshold is expected to change by, where it is not known better."""
 
 MAX_CUTS = 5
 """How many outcomes of the spatial step the search looks at; each costs one forest."""
@@ -103,30 +107,34 @@ class Steps:
     def __init__(self, path: Path, config: CompressionConfig):
         self._path = path
         self._error_tolerance = config.error_tolerance
-        self._generator = torch.Generator().manual_seed(config.seed)
+        self._seed = config.seed
 
     def components(self, vectors: Vectors, graphs: int, tau: float) -> Clusters:
         """The components of each graph at a threshold (Eq. 1 to 4)."""
         sampled = self._sampled(vectors, graphs)
         return form_clusters(vectors, *self._path.graphs(vectors, graphs).components(tau, sampled))
 
-    def linkage(self, vectors: Vectors, graphs: int, least: int) -> "Linkage":
-        """Single-linkage clustering of each graph, to be cut at any count from `least` on."""
-        return Linkage(vectors, self._path.graphs(vectors, graphs), self._sampled(vectors, graphs), least)
+    def linkage(self, vectors: Vectors, graphs: int, least: int, window: Window = ANYWHERE) -> "Linkage":
+        """Single-linkage clustering of each graph, to be cut at any count from `least` on.
+
+        Given a window in which thresholds of a cut to `least` are expected, it may have to be cut to that.
+        """
+        return Linkage(vectors, self._path.graphs(vectors, graphs), self._sampled(vectors, graphs), least, window)
 
     def _sampled(self, vectors: Vectors, graphs: int) -> Tensor | None:
-        sampled = sample_vertices((graphs, vectors.count // graphs), self._error_tolerance, self._generator)
+        generator = torch.Generator().manual_seed(self._seed)
+        sampled = sample_vertices((graphs, vectors.count // graphs), self._error_tolerance, generator)
         return None if sampled is None else sampled.view(-1).to(vectors.device)
 
 
 class Linkage:
     """Single-linkage clustering of the vectors of graphs, to be cut at any count from `least` on."""
 
-    def __init__(self, vectors: Vectors, graphs: Graphs, sampled: Tensor | None, least: int):
+    def __init__(self, vectors: Vectors, graphs: Graphs, sampled: Tensor | None, least: int, window: Window):
         self.vectors = vectors
         self._graphs = graphs
         self._joins_all = sampled is None
-        self.trees = graphs.forest(vectors.count - least + 1, sampled)
+        self.trees = graphs.forest(vectors.count - least + 1, sampled, window)
 
     def cut(self, count: int) -> Clusters:
         """Exactly `count` clusters over all graphs, at least one in each."""
@@ -153,19 +161,43 @@ def _cut_to(steps: Steps, tokens: Vectors, frames: int, budget: int) -> Kept:
     linkage = steps.linkage(tokens, frames, least)
     count = max(least, round(math.sqrt(budget * tokens.count)))
     attempts: dict[int, tuple[float, float]] = {}  # spatial count: spatial threshold, and how far the temporal one is
-    nearest: tuple[Clusters, Clusters, float] | None = None
-    smallest_gap = math.inf
-    while count not in attempts and len(attempts) < MAX_CUTS and smallest_gap > TOLERANCE:
-        spatial = linkage.cut(count)
-        temporal = steps.linkage(spatial.tokens, 1, budget)
-        tau, gap = _nearest_thresholds(linkage.trees.thresholds(count), temporal.trees.thresholds(budget))
-        attempts[count] = tau, gap
-        if abs(gap) < smallest_gap:
-            nearest, smallest_gap = (spatial, temporal.cut(budget), tau + gap), abs(gap)
+
+    def attempt(count: int) -> tuple[Clusters, Linkage]:
+        spatial, thresholds = linkage.cut(count), linkage.trees.thresholds(count)
+        window = _expected(list(attempts.values()), thresholds)
+        temporal = steps.linkage(spatial.tokens, 1, budget, window)
+        attempts[count] = _nearest_thresholds(thresholds, temporal.trees.thresholds(budget))
+        return spatial, temporal
+
+    def gap(count: int) -> float:
+        return abs(attempts[count][1])
+
+    clusters: tuple[Clusters, Linkage] | None = None
+    last = 0
+    while count not in attempts and len(attempts) < MAX_CUTS:
+        clusters = None  # before the next ones are made
+        clusters, last = attempt(count), count
+        if gap(count) <= TOLERANCE:
+            break
         count = max(least, linkage.trees.components_above(_crossing(list(attempts.values()))))
-        del spatial, temporal  # before the next ones are made
-    assert nearest is not None
-    return _two_steps(*nearest)
+    best = min(attempts, key=gap)
+    if clusters is None or best != last:
+        clusters = None
+        clusters = attempt(best)
+    spatial, temporal = clusters
+    return _two_steps(spatial, temporal.cut(budget), sum(attempts[best]))
+
+
+def _expected(attempts: list[tuple[float, float]], spatial: Window) -> Window:
+    """Where the temporal threshold should be for these spatial ones: between those of lower and higher ones."""
+    if not attempts:
+        return ANYWHERE
+    change = EXPECTED_CHANGE * abs(attempts[-1][1])
+    above = [tau + gap for tau, gap in attempts if tau >= spatial[0]]
+    below = [tau + gap for tau, gap in attempts if tau <= spatial[1]]
+    lowest = max(above) if above else min(below) - change
+    highest = min(below) if below else max(above) + change
+    return lowest - TOLERANCE, highest + TOLERANCE
 
 
 def _nearest_thresholds(spatial: tuple[float, float], temporal: tuple[float, float]) -> tuple[float, float]:

@@ -8,6 +8,7 @@ from torch import Tensor
 from llava.errors import ConfigError, UserError
 from llava.token_compression.compress import CompressionResult, check_shape, compress
 from llava.token_compression.config import CompressionConfig
+from llava.token_compression.inner import refuse_inner
 from llava.token_compression.registry import get_method
 
 
@@ -48,6 +49,7 @@ class StreamingCompressor:
     def __init__(self, config: CompressionConfig, window: int = 32):
         if window < 1:
             raise ConfigError(f"A window must have at least one frame, got window={window}.")
+        refuse_inner(config)
         inputs = get_method(config.method).needed(config.options)
         if inputs:
             raise ConfigError(

@@ -76,6 +76,7 @@ def test_every_shipped_grid_is_valid_and_has_its_baselines(path):
         ("grid.frames=[]", "frames: give at least one number"),
         ("grid.retention_ratios=[1.5]", r"1\.5 is outside \(0, 1\]"),
         ("grid.methods=[scisor]", "did you mean 'scissor'"),
+        ("grid.methods=[fastv]", "prunes inside the language model"),
         ("model.shape=8b", "unknown value '8b'"),
         ("model.device=balanced", "timed on one device"),
         ("measurement.runs=many", "expected a whole number"),

@@ -38,7 +38,7 @@ def sample(video, score, kept, **group):
     return {
         "score": score,
         "visuals": [video],
-        "videos": [{"source_tokens": 100, "kept_tokens": kept}],
+        "videos": [{"source_tokens": 100, "kept_tokens": kept, "average_tokens": kept / 2}],
         "milliseconds": {"vision_tower": 10.0, "prefill": float(kept)},
         "group": group,
     }
@@ -56,6 +56,7 @@ def test_summary_counts_questions_for_accuracy_and_videos_for_tokens():
     assert summary["accuracy_by"]["kind"]["color"]["percent"] == 50
     assert summary["accuracy_by"]["kind"]["count"]["samples"] == 2
     assert summary["tokens_after"] == spread([10, 30])
+    assert summary["tokens_per_layer"] == spread([5, 15])
     assert summary["retention_ratio"]["mean"] == pytest.approx(0.2)
     assert summary["milliseconds"]["prefill"]["mean"] == 15
 

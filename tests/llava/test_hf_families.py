@@ -10,7 +10,11 @@ from llava.token_compression import CompressionConfig, compress, compression, li
 from llava.token_compression.registry import get_method
 
 CLOSE = {"rtol": 0, "atol": 1e-4}
-METHODS = [name for name in list_methods() if name != "none" and not get_method(name).inputs]
+METHODS = [
+    name
+    for name in list_methods()
+    if name != "none" and not get_method(name).inputs and get_method(name).before is None
+]
 IMAGES = [name for name, tiny in TINY.items() if tiny.image is not None]
 ROTARY = [name for name in TINY if name.startswith("qwen")]
 

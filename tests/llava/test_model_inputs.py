@@ -58,8 +58,8 @@ def test_text_around_items_keeps_its_order():
         return ids[:, None].float()
 
     items = [
-        VisualTokens(torch.tensor([[100.0]]), torch.tensor([2]), 4),
-        VisualTokens(torch.ones(2, 1), torch.tensor([0, 1]), 2),
+        VisualTokens(torch.tensor([[100.0]]), torch.tensor([2]), 4, None),
+        VisualTokens(torch.ones(2, 1), torch.tensor([0, 1]), 2, torch.tensor([3, -1])),
     ]
     ids = torch.tensor([IMAGE, 1, 2, IMAGE])
     row = splice_row(ids, ids.clone(), items, embed, source_positions=True)

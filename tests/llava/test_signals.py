@@ -17,6 +17,7 @@ from llava.token_compression.registry import _methods
 from llava.token_compression.selection import select
 
 METHODS = ["visionzip", "holitom", "fastvid", "flashvid", "prunevid", "prumerge", "ustc"]
+OF_VIDEOS = ["aot"]
 PROMPT = torch.tensor([[5, 6, -200, 7, 8]])
 
 
@@ -40,8 +41,8 @@ def with_head(llava, siglip):
     return llava
 
 
-def eager_attention(tower, pixels):
-    """The attention (frames, heads, patches, patches) and keys of the last layer kept, from transformers' own model."""
+def eager_attention(tower, pixels, layer=-2):
+    """The attention (frames, heads, patches, patches) of a layer, the last one kept, from transformers' own model."""
     config = type(tower.config)(**tower.config.to_dict())
     config._attn_implementation = "eager"
     whole = SiglipVisionModel(config).eval()
@@ -50,7 +51,7 @@ def eager_attention(tower, pixels):
         weights = {name.removeprefix("vision_model."): value for name, value in weights.items()}
     assert not whole.load_state_dict(weights, strict=False).unexpected_keys
     output = whole(pixels, output_attentions=True, output_hidden_states=True)
-    return output.attentions[-2]  # the last layer of all is not kept
+    return output.attentions[layer]  # the last layer of all is not kept
 
 
 @pytest.mark.parametrize("block", [1, 200, 2**24])
@@ -133,7 +134,7 @@ def test_signals_are_pooled_and_chunked_as_the_features_are(llava, make_video, m
     torch.testing.assert_close(torch.cat(collected["vision_attn"]), pool_2x2(seen["vision_attn"], "bilinear"))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [*METHODS, *OF_VIDEOS])
 def test_a_model_answers_with_exactly_as_many_tokens(with_head, make_video, method):
     llava, pixels = with_head, make_video(6)
     with compression(llava, method=method, retention_ratio=0.25) as config:
@@ -170,6 +171,40 @@ def test_videos_and_images_of_one_batch(make_llava, make_video, siglip, method, 
             assert torch.equal(one.embeds, plain[index].embeds)
         else:
             assert len(one.embeds) < len(plain[index].embeds)
+
+
+@torch.no_grad()
+def test_patches_and_their_attention_are_given_as_they_are(make_llava, make_video, monkeypatch):
+    """Of the layers at the published share of the depth, in chunks, for a video among others."""
+    llava, pixels = make_llava(), make_video(5)
+    monkeypatch.setattr("llava.model.llava_arch.PATCHES_PER_CHUNK", 32)
+    with compression(llava, method="aot", retention_ratio=0.5) as config:
+        features, inputs = llava.encode_video(pixels, config)
+    tower = llava.get_vision_tower()
+    projected = llava.model.mm_projector(tower(pixels))
+    torch.testing.assert_close(inputs["patches"], projected)
+    torch.testing.assert_close(pool_2x2(inputs["patches"], "bilinear"), features)
+    layers = len(tower.vision_tower.vision_model.encoder.layers)
+    for name in ("vision_attn_shallow", "vision_attn_deep"):
+        maps = eager_attention(tower, pixels, signals.layer_of(name, layers))
+        torch.testing.assert_close(inputs[name], maps.mean(dim=(1, 2)))
+
+
+def test_layers_of_signals():
+    names = ("vision_attn", "vision_attn_shallow", "vision_attn_deep")
+    assert [signals.layer_of(name, 26) for name in names] == [25, 5, 24]
+    assert [signals.layer_of(name, 2) for name in names] == [1, 0, 1]
+
+
+def test_methods_of_videos_leave_images_alone_or_say_so(llava, make_video):
+    image = [VisualItem(make_video(1), "image")]
+    with compression(llava, method="aot", retention_ratio=0.5):
+        assert len(llava.encode_images(image)[0].embeds) == 16 + 1  # and a newline
+    with (
+        compression(llava, method="aot", retention_ratio=0.5, images=True),
+        pytest.raises(ConfigError, match="needs patches of videos"),
+    ):
+        llava.encode_images(image)
 
 
 def test_an_input_that_no_tower_gives_is_named(llava, make_video):

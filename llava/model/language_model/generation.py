@@ -8,11 +8,14 @@ import torch
 from transformers import DynamicCache, GenerationConfig, Qwen2ForCausalLM
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
-from llava.errors import UserError
+from llava.errors import ConfigError, UserError
 from llava.model.items import Images, visual_items
+from llava.model.language_model.inner_decoding import Decoding
+from llava.model.language_model.inner_reading import ATTRIBUTE
 from llava.model.language_model.prefix import VisualPrefix
 from llava.model.newlines import VisualTokens
 from llava.model.splice import PaddedBatch
+from llava.token_compression.registry import get_method
 
 CACHE = "cache" if "cache" in inspect.signature(Qwen2ForCausalLM.forward).parameters else "past_key_values"
 """What the installed transformers calls the keys and values of earlier tokens; it was renamed in version 5.24."""
@@ -49,8 +52,8 @@ class LlavaGenerationMixin:
             (rows, new tokens) int64, or transformers' output object with `return_dict_in_generate=True`.
 
         Raises:
-            UserError: no prompt, prompt and images that do not fit, a prompt that does not begin with `prefix`, or
-                `position_ids` / `inputs_embeds` given.
+            UserError: no prompt, prompt and images that do not fit, a prompt that does not begin with `prefix`,
+                `position_ids` / `inputs_embeds` given, or what pruning inside the language model cannot do.
         """
         if inputs is None:
             inputs = kwargs.pop("input_ids", None)
@@ -67,6 +70,7 @@ class LlavaGenerationMixin:
             return self._continue(self.splice(inputs, mask, None, images, modalities, image_sizes, "left"), kwargs)
         if images is not None:
             raise UserError("Give either images or the prefix that holds them, not both.")
+        self._check_independent_of_question()
         prefix.check_begins(inputs, mask)
         prompt = self._spliced_row(inputs[0], prefix.items, prefix.source_positions)
         if prompt.embeds.shape[1] <= prefix.length:
@@ -96,7 +100,9 @@ class LlavaGenerationMixin:
 
         Raises:
             UserError: several prompts, none with a placeholder, or images that do not fit.
+            ConfigError: the model prunes tokens by the question.
         """
+        self._check_independent_of_question()
         places = (input_ids == IMAGE_TOKEN_INDEX).nonzero()
         if len(input_ids) != 1 or len(places) == 0:
             raise UserError("A prefix is read from a single prompt with an image or a video in it.")
@@ -117,6 +123,22 @@ class LlavaGenerationMixin:
         )
         return VisualPrefix(ids, encoded, source_positions, prompt.embeds.shape[1], cache)
 
+    def _reorder_cache(self, cache: Any, beams: torch.Tensor) -> Any:
+        """Let a cache and what it knows of pruning go on with these of its rows; beam search calls this."""
+        cache.reorder_cache(beams)
+        state = vars(cache).get(ATTRIBUTE)
+        if isinstance(state, Decoding):
+            state.reorder(beams)
+        return cache
+
+    def _check_independent_of_question(self: Any) -> None:
+        config = self.compression_config()
+        if config is not None and get_method(config.method).before is not None:
+            raise ConfigError(
+                f"Method {config.method!r} prunes the video by what comes after it, so that it cannot be read before "
+                "the question: use VideoQA.ask, or generate without a prefix."
+            )
+
     def _spliced_row(
         self: Any, ids: torch.Tensor, items: Sequence[VisualTokens], source_positions: bool
     ) -> PaddedBatch:
@@ -129,6 +151,7 @@ class LlavaGenerationMixin:
             inputs_embeds=prompt.embeds,
             attention_mask=prompt.attention_mask.long(),
             prompt_position_ids=prompt.position_ids,
+            prompt_videos=prompt.videos,
             **kwargs,
         )
 

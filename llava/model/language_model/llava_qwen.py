@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.functional import pad
 from transformers import AutoConfig, AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen2Model
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
@@ -13,6 +14,8 @@ from llava.errors import UserError
 from llava.instrument import stage
 from llava.model.items import Images
 from llava.model.language_model.generation import CACHE, LlavaGenerationMixin
+from llava.model.language_model.inner import inner_pass
+from llava.model.language_model.inner_reading import Prompt
 from llava.model.llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
 
 
@@ -73,6 +76,8 @@ class LlavaQwenForCausalLM(LlavaGenerationMixin, LlavaMetaForCausalLM, Qwen2ForC
         modalities: str | Sequence[str] = "image",
         logits_to_keep: int | torch.Tensor = 0,
         cache: Any = None,
+        continuation: int = 0,
+        prompt_videos: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Qwen2's forward pass after inserting `images` into the prompt.
@@ -85,20 +90,32 @@ class LlavaQwenForCausalLM(LlavaGenerationMixin, LlavaMetaForCausalLM, Qwen2ForC
         `logits_to_keep` is named because generation looks for the name: with it, the vocabulary's logits are computed
         for the last position of a prompt alone and not for all of its thousands of visual tokens. So is `cache`, the
         name of `past_key_values` since transformers 5.24.
+
+        A method that prunes inside the language model goes by the last token of the prompt. `continuation` says how
+        many tokens at the end come after it, where an answer is given too. Its logits are those of the positions that
+        are left. `prompt_videos` is what generation knows of the prompt: `videos` of `llava.model.splice.Row`.
         """
         past_key_values = cache if past_key_values is None else past_key_values
+        prompt = None
         if inputs_embeds is None:
             if input_ids is None:
                 raise UserError("The model needs input_ids or inputs_embeds.")
-            input_ids, position_ids, attention_mask, past_key_values, inputs_embeds, labels = (
-                self.prepare_inputs_labels_for_multimodal(
-                    input_ids, position_ids, attention_mask, past_key_values, labels, images, modalities, image_sizes
-                )
-            )
+            batch = self.spliced(input_ids, attention_mask, past_key_values, labels, images, modalities, image_sizes)
+            if batch is not None:
+                position_ids, attention_mask, labels = self.as_given(batch, position_ids, attention_mask, labels)
+                input_ids, inputs_embeds = None, batch.embeds
+                before = 0 if past_key_values is None else past_key_values.get_seq_length()
+                prompt = Prompt(pad(batch.videos, (before, 0)), batch.attention_mask, continuation)
             if labels is not None and attention_mask is not None and attention_mask.shape == labels.shape:
                 labels = _without_first_after_padding(labels, attention_mask)
-        prompt: Any = input_ids if inputs_embeds is None else inputs_embeds
-        with stage("prefill" if prompt.shape[1] > 1 else "decode", self.device):
+        tokens: Any = input_ids if inputs_embeds is None else inputs_embeds
+        length = tokens.shape[1]
+        if prompt_videos is not None:
+            prompt = Prompt(prompt_videos, attention_mask, length - prompt_videos.shape[1])
+        pruning = inner_pass(
+            self.model, self.compression_config(), prompt, attention_mask, past_key_values, length, labels
+        )
+        with stage("prefill" if length > 1 else "decode", self.device), pruning:
             return super().forward(
                 input_ids=input_ids,
                 attention_mask=attention_mask,

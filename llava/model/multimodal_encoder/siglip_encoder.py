@@ -1,6 +1,7 @@
 """SigLIP as LLaVA uses it: without the last encoder layer, the final layer norm and the pooling head."""
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from transformers.models.siglip.modeling_siglip import (
 from llava.errors import CheckpointError, UserError
 from llava.model.error_text import one_line
 from llava.model.multimodal_encoder.image_processor import SigLipImageProcessor
-from llava.model.multimodal_encoder.signals import HEAD, LAYER, check_head, input_of, pooled_signals
+from llava.model.multimodal_encoder.signals import HEAD, LAYER, check_head, input_of, layer_of, pooled_signals
 
 PUBLISHED_TOWERS: dict[str, dict[str, Any]] = {
     "google/siglip-so400m-patch14-384": {
@@ -126,27 +127,34 @@ class SigLipVisionTower(nn.Module):
         self.check_pixels(images)
         return self.vision_tower(images.to(device=self.device, dtype=self.dtype)).to(images.dtype)
 
-    def observe(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def observe(
+        self, images: torch.Tensor, names: Iterable[str] = ("vision_attn",)
+    ) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
         """Encode a batch of frames, and keep what `signals` needs.
 
         Args:
             images: as `forward` takes them.
+            names: of signals.
 
         Returns:
-            What `forward` returns, and the input of the last layer, of the same shape in the dtype of the weights.
+            What `forward` returns, and the inputs of the layers that the signals belong to, by their index: of the
+            same shape in the dtype of the weights.
         """
-        with input_of(self.vision_tower.vision_model.encoder.layers[-1]) as inputs:
+        layers = self.vision_tower.vision_model.encoder.layers
+        needed = {layer_of(name, len(layers)) for name in names if name in LAYER}
+        with contextlib.ExitStack() as stack:
+            inputs = {index: stack.enter_context(input_of(layers[index])) for index in needed}
             features = self(images)
-        return features, inputs[0]
+        return features, {index: given[0] for index, given in inputs.items()}
 
     def signals(
-        self, names: Iterable[str], features: torch.Tensor, layer_input: torch.Tensor
+        self, names: Iterable[str], features: torch.Tensor, layer_inputs: Mapping[int, torch.Tensor]
     ) -> dict[str, torch.Tensor]:
         """What the tower knows about patches besides their features.
 
         Args:
             names: of signals.py.
-            features, layer_input: what `observe` returns.
+            features, layer_inputs: what `observe` returns for them.
 
         Returns:
             Each signal by its name, float32 on the tower's device.
@@ -156,7 +164,11 @@ class SigLipVisionTower(nn.Module):
         """
         check_head(self, names)
         vision_model = self.vision_tower.vision_model
-        seen = {name: LAYER[name](vision_model.encoder.layers[-1], layer_input) for name in names if name in LAYER}
+        layers, seen = vision_model.encoder.layers, {}
+        for name in names:
+            if name in LAYER:
+                index = layer_of(name, len(layers))
+                seen[name] = LAYER[name](layers[index], layer_inputs[index])
         if any(name in HEAD for name in names):
             pooled = pooled_signals(vision_model, self.pooling_head, features)
             seen |= {name: pooled[name] for name in names if name in HEAD}

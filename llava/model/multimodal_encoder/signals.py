@@ -7,12 +7,16 @@
                     the same as if the layer had a single head: (frames, patches, 1) and (frames, patches, width)
     map_attn        (frames, patches, 1) attention of SigLIP's pooling head, the mean over heads
     map_embed       (frames, width) the embedding of the frame that this head makes of its patches
+    vision_attn_shallow, vision_attn_deep
+                    (frames, patches, 1) as vision_attn, of layers 5 and 24 of 26, or those at the same share of the
+                    depth
+    patches         (frames, patches, hidden) what the projector makes of them
 
-The first four belong to the last layer that the tower keeps. They are computed from that layer's input, beside the
+The first four belong to the last layer that the tower keeps. Those of a layer are computed from its input, beside the
 tower's own pass, in blocks of queries: no layer has to give up its fused attention, and the attention matrix (16 heads
 x 729 x 729 per frame, 34 MB) is never held for more than a block. The head is applied to the tower's features after
 SigLIP's last layer norm; LLaVA drops it, so that it has to be given back (`SigLipVisionTower.load_pooling_head`). All
-are float32.
+but `patches` are float32. The last three are of videos alone, and not pooled.
 """
 
 import contextlib
@@ -32,6 +36,13 @@ BLOCK_ENTRIES = 2**24
 HEAD = ("map_attn", "map_embed")
 PER_FRAME = ("map_embed",)
 """Signals that have no patches."""
+
+PATCHES = "patches"
+UNPOOLED = (PATCHES, "vision_attn_shallow", "vision_attn_deep")
+"""Signals of patches as they are before the 2x2 pooling."""
+
+DEPTHS = {"vision_attn_shallow": 5 / 26, "vision_attn_deep": 24 / 26}
+"""At which share of the tower's depth a signal is computed, if not in its last layer."""
 
 
 def received_attention(layer: Any, hidden: Tensor, heads: int) -> Tensor:
@@ -62,8 +73,14 @@ LAYER: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "vision_keys": lambda layer, hidden: mean_keys(layer, hidden, layer.self_attn.num_heads),
     "vision_attn_wide": lambda layer, hidden: received_attention(layer, hidden, 1),
     "vision_keys_wide": lambda layer, hidden: mean_keys(layer, hidden, 1),
+    **dict.fromkeys(DEPTHS, lambda layer, hidden: received_attention(layer, hidden, layer.self_attn.num_heads)),
 }
 """From an encoder layer and its input (frames, patches, width) to a signal (frames, patches, channels)."""
+
+
+def layer_of(name: str, layers: int) -> int:
+    """The layer, of so many, to which a signal belongs."""
+    return min(round(DEPTHS.get(name, 1.0) * layers), layers - 1)
 
 
 def pooled_signals(vision_model: Any, head: Any, features: Tensor) -> dict[str, Tensor]:
@@ -84,17 +101,17 @@ def needed_signals(config: CompressionConfig | None) -> tuple[str, ...]:
         return ()
     needed = get_method(config.method).needed(config.options)
     for name in needed:
-        if name not in LAYER and name not in HEAD:
+        if name not in (*LAYER, *HEAD, PATCHES):
             raise ConfigError(
                 f"Method {config.method!r} needs the input {name!r}, which a model does not compute (it computes "
-                f"{', '.join((*LAYER, *HEAD))}); call compress(features, config, {name}=...) yourself."
+                f"{', '.join((*LAYER, *HEAD, PATCHES))}); call compress(features, config, {name}=...) yourself."
             )
     return needed
 
 
 def as_input(name: str, signal: Tensor) -> Tensor:
     """From (frames, tokens, channels) to the shape that llava/token_compression/inputs.py states."""
-    return signal[..., 0] if name in ("vision_attn", "vision_attn_wide", "map_attn") else signal
+    return signal[..., 0] if name in ("vision_attn", "vision_attn_wide", "map_attn", *DEPTHS) else signal
 
 
 def check_head(tower: Any, names: Iterable[str]) -> None:

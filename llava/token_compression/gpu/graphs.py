@@ -1,14 +1,24 @@
 """Components, forests and nearest tokens by the Triton kernels, with the tree's rounds in PyTorch on the device."""
 
 import contextlib
+import functools
 import math
 
 import torch
 from torch import Tensor
 
-from llava.token_compression.components import on_grid
+from llava.token_compression.components import ANYWHERE, Window, on_grid
 from llava.token_compression.cosine import Stored, Tokens, Vectors, pair_cosines
-from llava.token_compression.forest import Edges, Forest, Gathering, TooCloseError, boruvka, completed, exits_among
+from llava.token_compression.forest import (
+    Edges,
+    Forest,
+    Gathering,
+    TooCloseError,
+    boruvka,
+    completed,
+    exits_among,
+    forest_within,
+)
 from llava.token_compression.gpu import launch
 from llava.token_compression.paths import FAST, Graphs, Path, SpanningTrees
 
@@ -52,13 +62,15 @@ class TritonGraphs:
         """Degrees as `Graphs` in paths.py says."""
         return self.components(threshold, None)[1]
 
-    def forest(self, needed: int, sampled: Tensor | None) -> SpanningTrees:
+    def forest(self, needed: int, sampled: Tensor | None, window: Window = ANYWHERE) -> SpanningTrees:
         """The maximum spanning trees, of which at least the `needed` strongest edges are there."""
         if not self._unusual:
             with contextlib.suppress(TooCloseError):
-                edges = self._whole_forests(sampled) if self._graphs > 1 else self._strongest_forest(needed, sampled)
-                return Forest(edges, len(self._values), self._lookup)
-        return self._otherwise.forest(needed, sampled)
+                if self._graphs > 1:
+                    return Forest(self._whole_forests(sampled), len(self._values), self._lookup)
+                make = functools.partial(self._strongest_forest, needed, sampled)
+                return forest_within(window, len(self._values) - needed + 1, make)
+        return self._otherwise.forest(needed, sampled, window)
 
     def _whole_forests(self, sampled: Tensor | None) -> Edges:
         """All pairs of some graphs at a time."""
@@ -81,18 +93,21 @@ class TritonGraphs:
             forest.append(Edges(edges.u + block.start, edges.v + block.start, edges.weight, edges.doubt))
         return completed(Edges.cat(forest), len(self._values), self._graphs)
 
-    def _strongest_forest(self, needed: int, sampled: Tensor | None) -> Edges:
+    def _strongest_forest(self, needed: int, sampled: Tensor | None, window: Window) -> Forest:
         """Some rows of one graph at a time; what the strongest edges so far exclude is not listed any more."""
         n, dim = self._values.shape
         doubt = launch.doubt(dim)
         rows = launch.BLOCK * max(1, PAIRS // (n * launch.BLOCK))
         numbers = torch.arange(n, device=self._values.device)
-        gathering = Gathering(numbers, self._lookup, needed, -math.inf, doubt, LOOKUPS * n, 0, rows * n)
+        known = (-math.inf if window[0] <= -1 else window[0], window[1])
+        gathering = Gathering(numbers, self._lookup, needed, known, doubt, LOOKUPS * n, 0, rows * n)
         for start in range(0, n, rows):
             low = max(-1.0, gathering.lowest) - doubt
             gathering.add(*launch.edges_above(self._values, self._inverse, 1, start, start + rows, low, sampled))
         edges = gathering.forest()
-        return completed(edges, n, 1) if gathering.lowest < -1 else edges
+        if gathering.lowest < -1 and window == ANYWHERE:
+            edges = completed(edges, n, 1)
+        return Forest(edges, n, self._lookup, gathering.labels)
 
     def _lookup(self, u: Tensor, v: Tensor) -> Tensor:
         return pair_cosines(Stored(self._values), u, Stored(self._values), v)

@@ -108,6 +108,18 @@ def test_the_path_for_everything_else(kind, dtype):
         assert_same(through(graphs.TRITON, features, config), through(paths.PLAIN, features, config))
 
 
+@pytest.mark.parametrize("kind", ["clustered", "duplicates", "zeros"])
+def test_where_a_threshold_is_expected_does_not_matter(kind):
+    vectors = video(1, 60, 40, kind)[0]
+    plain = PlainGraphs(Stored(vectors), 1).forest(1, None)
+    for count in (2, 20):
+        lowest, highest = plain.thresholds(count)
+        for window in ((lowest - 0.01, highest + 0.01), (-1.0, highest + 0.01), (highest + 0.01, 1.0), (-0.9, lowest)):
+            forest = graphs.TritonGraphs(vectors, 1).forest(len(vectors) - count + 1, None, window)
+            assert torch.equal(forest.cut(count), plain.cut(count))
+            assert forest.thresholds(count) == (lowest, highest)
+
+
 def test_the_nearest_token_is_the_first_of_equals():
     source, kept = video(1, 50, 24, "zeros")[0], video(1, 40, 24, "duplicates", seed=1)[0]
     membership = torch.randint(-1, 40, (50,), generator=torch.Generator().manual_seed(2)).to(DEVICE)

@@ -15,7 +15,11 @@ from llava.token_compression import CompressionConfig, compress, compress_batch,
 from llava.token_compression.registry import _methods, get_method
 from llava.token_compression.selection import select
 
-SIZED = [name for name in list_methods() if name != "none" and not get_method(name).inputs]
+SIZED = [
+    name
+    for name in list_methods()
+    if name != "none" and not get_method(name).inputs and get_method(name).before is None
+]
 """Every method that needs nothing but features and a size."""
 
 

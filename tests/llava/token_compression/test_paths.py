@@ -28,7 +28,11 @@ from llava.token_compression.pruned import LargeGraph
 # What makes small inputs take the ways of large ones
 WAYS = {
     "as large as it is": {},
-    "pruned": {(paths, "DENSE_SIZE"): 2, (nearest, "FEW"): 2, (pruned, "ROWS"): 16, (pruned, "PRUNED_SIZE"): 2},
+    "pruned": {
+        (paths, "DENSE_SIZE"): 2,
+        **{(nearest, "FEW"): 2, (nearest, "FEW_ENTRIES"): 0},
+        **{(pruned, "ROWS"): 16, (pruned, "PRUNED_SIZE"): 2},
+    },
     "unpruned": {(paths, "DENSE_SIZE"): 2, (pruned, "ROWS"): 8, (pruned, "PENDING_EDGES"): 100},
     "means on demand": {(means, "STORED_ENTRIES"): 0, (paths, "DENSE_SIZE"): 2, (pruned, "PRUNED_SIZE"): 2},
 }
@@ -201,6 +205,23 @@ def test_graphs_of_every_shape(kind, tau):
             assert forest.components_above(forest.thresholds(count)[1]) == plain.components_above(
                 plain.thresholds(count)[1]
             )
+
+
+@pytest.mark.parametrize("kind", ["clustered", "duplicates", "zeros"])
+def test_where_a_threshold_is_expected_does_not_matter(kind):
+    """Windows around the thresholds, on one side of them, without either limit."""
+    vectors = video(1, 150, 40, kind)[0]
+    plain = PlainGraphs(Stored(vectors), 1).forest(1, None)
+    for count in (1, 2, 60, 149):
+        lowest, highest = plain.thresholds(count)
+        for window in (
+            *[(lowest - 0.01, highest + 0.01), (lowest, highest), (-1.0, highest + 0.01), (lowest - 0.01, 1.0)],
+            *[(highest + 0.01, highest + 0.1), (lowest - 0.1, lowest - 0.01)],
+        ):
+            for graph in graphs(vectors):
+                forest = graph.forest(len(vectors) - count + 1, None, window)
+                assert torch.equal(forest.cut(count), plain.cut(count))
+                assert forest.thresholds(count) == (lowest, highest)
 
 
 @pytest.mark.parametrize("kind", KINDS)
