@@ -46,24 +46,20 @@ def placeholder_of(config: Any) -> int:
 
 def prompt_ids(config: Any, video: VideoTokens, words: int, seed: int) -> Tensor:
     """(1, length) int64: `words` random text tokens with a video in their middle, labelled as its family does."""
-    special = [placeholder_of(config), config.image_token_id]
-    drawn = torch.randint(
-        2,
-        min(special),
-        (words + BEFORE_FRAME.get(config.model_type, 0),),
-        generator=torch.Generator().manual_seed(seed),
-    )
-    text, label = drawn[:words].tolist(), drawn[words:].tolist()
-    start = [config.vision_start_token_id] if config.model_type.startswith("qwen") else []
-    end = [config.vision_end_token_id] if config.model_type.startswith("qwen") else [2] * bool(label)
-    segment: list[int] = []
+    placeholder, qwen = placeholder_of(config), config.model_type.startswith("qwen")
+    ordinary = min(placeholder, config.image_token_id)
+    count = BEFORE_FRAME.get(config.model_type, 0)
+    drawn = torch.randint(2, ordinary, (words + count,), generator=torch.Generator().manual_seed(seed)).tolist()
+    text, label = drawn[:words], drawn[words:]
+    start, end = ([config.vision_start_token_id], [config.vision_end_token_id]) if qwen else ([], [])
     if label:
+        start, end = start or label[-1:], end or label[-1:]
+        segment: list[int] = []
         for frame in range(video.frames):
-            number = 2 + frame % (min(special) - 2)
-            own = [*label[: len(label) - 1 - len(start)], number, *(start or label[-1:])]
-            segment += [*own, *[special[0]] * video.tokens_per_frame, *end]
+            number = 2 + frame % (ordinary - 2)
+            segment += [*label[:-2], number, *start, *[placeholder] * video.tokens_per_frame, *end]
     else:
-        segment = [*start, *[special[0]] * video.source, *end]
+        segment = [*start, *[placeholder] * video.source, *end]
     return torch.tensor([[*text[: words // 2], *segment, *text[words // 2 :]]])
 
 
