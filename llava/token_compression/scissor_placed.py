@@ -122,7 +122,10 @@ def joined(products: Tensor, count: int) -> Tensor:
         found = products[graph, row].mul_(scale[graph, row].unsqueeze(1)).mul_(scale[graph])
         return found.masked_fill_(~alive[graph], -torch.inf).scatter_(1, row.unsqueeze(1), -torch.inf)
 
-    nearest, partner = (values.view(graphs, n) for values in cosines(*alive.nonzero(as_tuple=True)).max(dim=1))
+    first = (products * scale.unsqueeze(2)).mul_(scale.unsqueeze(1))
+    first.diagonal(dim1=1, dim2=2).fill_(-torch.inf)
+    nearest, partner = first.max(dim=2)
+    del first
     left = graphs * n
     while left > count:
         mutual = alive & (partner.gather(1, partner) == index) & (index < partner) & (nearest > -torch.inf)
