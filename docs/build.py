@@ -5,6 +5,7 @@
 Stops with exit status 1 at whatever is broken: a warning, a link that leads nowhere, a name that does not exist.
 """
 
+import os
 import re
 import shutil
 import sys
@@ -64,7 +65,7 @@ def page(path: str, name: str, site: Path) -> Module:
     """A Markdown file as pdoc sees modules. Files of the repository that it links to are put on the site as well."""
 
     def on_site(link: re.Match[str]) -> str:
-        target = link[1]
+        target = os.path.normpath(Path(path).parent / link[1])
         if target in PAGES:
             return f"{PAGES[target]}.html"
         if (ROOT / target).is_file():
