@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import random
+from importlib import metadata
 
 import numpy as np
 import pytest
@@ -100,7 +101,7 @@ def test_what_is_finished_is_read_and_not_run_again(file, tmp_path, capsys, monk
     cell = json.loads((tmp_path / "small" / "tiny" / "r30.json").read_text())
     asked = (tmp_path / "small" / "tiny").glob("questions-*.jsonl")
     assert len(cell["said"]) == len(next(asked).read_text().splitlines())
-    assert cell["environment"]["packages"]["torch"] == torch.__version__
+    assert cell["environment"]["packages"]["torch"] == metadata.version("torch")
 
 
 def test_figures_are_those_of_the_answers():
