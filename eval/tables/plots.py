@@ -7,6 +7,9 @@ from typing import Any
 from eval.tables.cells import Cell, Grid
 from llava.errors import UserError
 
+CROWD = 12
+"""So many methods are named beside the plot, not in it."""
+
 
 def write_plot(grid: Grid, rows: Sequence[Sequence[Cell]], folder: Path) -> list[Path]:
     """Write `<table>.png` and `.svg`: per column, a line for each method, its bars the 95 % interval, and what is
@@ -26,7 +29,8 @@ def write_plot(grid: Grid, rows: Sequence[Sequence[Cell]], folder: Path) -> list
             "The plots need matplotlib: pip install 'llava-scissor[plot]', then run the same command again. What was "
             "measured is kept."
         ) from None
-    figure = Figure(figsize=(6.5 * len(heads), 4.5), layout="tight")
+    crowded = len({cell.row.method for cell in known}) > CROWD
+    figure = Figure(figsize=((10 if crowded else 6.5) * len(heads), 4.5), layout="tight")
     for index, head in enumerate(heads):
         axes = figure.add_subplot(1, len(heads), index + 1)
         _draw(axes, [cell for cell in known if cell.column.head == head])
@@ -37,7 +41,10 @@ def write_plot(grid: Grid, rows: Sequence[Sequence[Cell]], folder: Path) -> list
         axes.minorticks_off()
         axes.set_ylabel(head)
         axes.set_title(grid.base.model.path, fontsize="medium")
-        axes.legend(fontsize="small")
+        if crowded:
+            axes.legend(fontsize="xx-small", ncols=2, loc="center left", bbox_to_anchor=(1, 0.5))
+        else:
+            axes.legend(fontsize="small")
     paths = [folder / f"{grid.table.name}.{suffix}" for suffix in ("png", "svg")]
     for path in paths:
         figure.savefig(path, dpi=150)

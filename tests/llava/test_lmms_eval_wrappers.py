@@ -44,6 +44,8 @@ def test_wrapper_compresses(kind, tmp_path):
     wrapper = wrapper_of(kind)
     if wrapper.startswith("qwen"):
         pytest.importorskip("qwen_vl_utils", reason="lmms-eval's Qwen models need qwen-vl-utils")
+    if kind == "smolvlm":
+        pytest.importorskip("num2words", reason="SmolVLM's processor needs num2words")
     arguments = {"huggingface": "device=cpu,device_map=cpu"}.get(wrapper, CPU.get(wrapper, QWEN))
     checkpoint = write_checkpoint(kind, tmp_path)
     counts = {}
