@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from eval.questions import Question, ask
 from eval.report import clustered_wilson
-from eval.tiny_data import PackedBatch, Packer
+from eval.tiny_data import Packer, answer_tokens
 from eval.videos import Video, make_videos
 from eval.world import Split
 from llava.assets import tiny_model_path
@@ -80,7 +80,7 @@ def measure(checkpoint: Path, split: Split, seed: int, count: int) -> Measuremen
         questions = [_asked_about(video) for video in batch]
         packed = packer.pack(questions, random.Random(seed))
         for control, frames in controls.items():
-            tokens = _answers(model, packed, torch.stack(frames))
+            tokens = answer_tokens(model, packed, list(_encode(model, torch.stack(frames))))
             right = (tokens == packed.targets[packed.weights == 1.0]).tolist()
             asked = [str(video.index) for video, row in zip(batch, questions, strict=True) for _ in row]
             for kind, video, correct in zip(packed.kinds, asked, right, strict=True):
@@ -104,20 +104,6 @@ def _pixels(video: Video, frames: int, processor) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def _answers(model, batch: PackedBatch, pixels: torch.Tensor) -> torch.Tensor:
-    """Most probable token at every answer of weight 1, for pixels (B, F, 3, S, S)."""
-    videos = torch.stack(
-        [torch.cat([tokens, model.get_model().image_newline[None]]) for tokens in _encode(model, pixels)]
-    )
-    text = model.get_input_embeddings()(batch.input_ids)
-    embeds = torch.cat([text[:, : batch.video.start], videos, text[:, batch.video.stop :]], 1)
-    hidden = model.get_model()(
-        inputs_embeds=embeds, attention_mask=batch.mask, position_ids=batch.position_ids, use_cache=False
-    ).last_hidden_state
-    answers = batch.weights == 1.0
-    return model.lm_head(hidden[batch.target_rows[answers], batch.target_columns[answers]]).argmax(-1)
-
-
 def _encode(model, pixels: torch.Tensor) -> Iterator[torch.Tensor]:
     """Visual tokens (V, D) of each video of pixels (B, F, 3, S, S), as `encode_images` makes them."""
     for video in pixels:

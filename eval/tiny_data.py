@@ -11,6 +11,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -83,6 +84,26 @@ class Packer:
             kinds=[kind for row in rows for kind in row.kinds],
             video=slice(head, head + self._video_tokens),
         )
+
+
+@torch.inference_mode()
+def answer_tokens(model: Any, batch: PackedBatch, videos: Sequence[Tensor]) -> Tensor:
+    """The most probable next token (answers,) int64 of the whole vocabulary at every answer of weight 1.
+
+    Args:
+        model: the tiny Video-LLM.
+        batch: packed for as many video slots as there are visual tokens and the newline after them.
+        videos: the visual tokens (V - 1, dim) of each video.
+    """
+    newline = model.get_model().image_newline[None]
+    visual = torch.stack([torch.cat([tokens, newline]) for tokens in videos])
+    text = model.get_input_embeddings()(batch.input_ids)
+    embeds = torch.cat([text[:, : batch.video.start], visual, text[:, batch.video.stop :]], 1)
+    hidden = model.get_model()(
+        inputs_embeds=embeds, attention_mask=batch.mask, position_ids=batch.position_ids, use_cache=False
+    ).last_hidden_state
+    answers = batch.weights == 1.0
+    return model.lm_head(hidden[batch.target_rows[answers], batch.target_columns[answers]]).argmax(-1)
 
 
 class _Row:

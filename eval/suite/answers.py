@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from eval.suite.features import Asked, Data
-from eval.tiny_data import PackedBatch, Packer
+from eval.tiny_data import PackedBatch, Packer, answer_tokens
 from llava.errors import ConfigError
 from llava.token_compression import CompressionConfig, compress
 from llava.token_compression.compress import CompressionResult
@@ -48,19 +48,12 @@ def answer(
 def _answers(
     model: Any, tokenizer: Any, results: Sequence[CompressionResult], asked: Sequence[Sequence[Asked]], source: bool
 ) -> list[str]:
-    videos = torch.stack([torch.cat([result.tokens, model.get_model().image_newline[None]]) for result in results])
     questions = [[(one.question(), True) for one in row] for row in asked]
-    packed = Packer(tokenizer, videos.shape[1]).pack(questions, random.Random(0))
+    packed = Packer(tokenizer, len(results[0].tokens) + 1).pack(questions, random.Random(0))
     if source:
         _number_by_source(packed, results)
-    text = model.get_input_embeddings()(packed.input_ids)
-    embeds = torch.cat([text[:, : packed.video.start], videos, text[:, packed.video.stop :]], 1)
-    hidden = model.get_model()(
-        inputs_embeds=embeds, attention_mask=packed.mask, position_ids=packed.position_ids, use_cache=False
-    ).last_hidden_state
-    final = packed.weights == 1.0
-    logits = model.lm_head(hidden[packed.target_rows[final], packed.target_columns[final]])
-    return [tokenizer.decode([token]) for token in logits.argmax(-1).tolist()]
+    tokens = answer_tokens(model, packed, [result.tokens for result in results])
+    return [tokenizer.decode([token]) for token in tokens.tolist()]
 
 
 def _number_by_source(packed: PackedBatch, results: Sequence[CompressionResult]) -> None:
