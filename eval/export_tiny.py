@@ -13,7 +13,7 @@ import torch
 import transformers
 
 from eval.measure_tiny import measure, table
-from eval.tiny_model import build_model
+from eval.tiny_model import SIZES, build_model
 from eval.tiny_stages import STAGES
 from eval.tiny_tokenizer import save_tokenizer
 from eval.world import Split
@@ -23,8 +23,9 @@ CARD = """\
 # The tiny Video-LLM
 
 A {parameters:.2f} M-parameter Video-LLM in the shape of LLaVA-OneVision: SigLIP vision tower (3 layers of 96, patch 8,
-80 pixels), 2-layer MLP projector, 2x2 pooling to 5 x 5 = 25 tokens per frame, Qwen2 language model (5 layers of 128),
-8 frames, 200 video tokens, its own tokenizer of {vocabulary} tokens. Checkpoint in the original LLaVA layout.
+{pixels} pixels), 2-layer MLP projector, 2x2 pooling to {tokens} tokens per frame, Qwen2 language model (5 layers of
+{width}), {frames} frames, {video_tokens} video tokens, its own tokenizer of {vocabulary} tokens. Checkpoint in the
+original LLaVA layout.
 Licence: Apache-2.0, like the project.
 
 It knows one small world: videos of one to four colored shapes that move, appear, vanish and change color on textured,
@@ -33,8 +34,8 @@ compression can be seen, tested and compared on any machine. It knows nothing of
 
 ## Training
 
-`bash scripts/train_tiny.sh` repeats it: seed {seed}, {workers} worker processes, {minutes:.0f} minutes of training in
-all on {hardware}, PyTorch {torch}, transformers {transformers}.
+`bash scripts/train_tiny.sh OUT --size {name} --seed {seed} --workers {workers}` repeats it: {minutes:.0f} minutes of
+training in all on {hardware}, PyTorch {torch}, transformers {transformers}.
 
 | stage | steps | videos per step | minutes |
 | --- | --: | --: | --: |
@@ -73,7 +74,8 @@ def export(run: Path, target: Path, videos: int) -> None:
     target.mkdir(parents=True, exist_ok=True)
     tokenizer = save_tokenizer(target)
     settings = json.loads(states["joint"]["run"])
-    model = build_model(tokenizer, settings["seed"])
+    size = SIZES[settings["size"]]
+    model = build_model(tokenizer, settings["seed"], size)
     weights = {name: value for state in states.values() for name, value in state["weights"].items()}
     parameters = dict(model.named_parameters())
     for name, value in weights.items():
@@ -84,6 +86,12 @@ def export(run: Path, target: Path, videos: int) -> None:
     rows = measure(target, Split.EVAL, 1, videos).rows()
     (target / "accuracy.json").write_text(json.dumps(rows, indent=1) + "\n")
     card = CARD.format(
+        pixels=size.image_size,
+        tokens=f"{size.grid // 2} x {size.grid // 2} = {size.tokens}",
+        width=size.width,
+        frames=size.frames,
+        video_tokens=size.frames * size.tokens,
+        name=settings["size"],
         parameters=sum(p.numel() for p in model.parameters()) / 1e6,
         vocabulary=len(tokenizer),
         seed=settings["seed"],

@@ -1,14 +1,13 @@
 """Training batches: a video and many questions about it, packed into one sequence per video.
 
-    head | video | "\\n" | benchmark instruction | question 1 | question 2 | ...
+    head | video | "\n" | question 1 | question 2 | ...
 
-The prompt is a tree: the chat head, the video and the line break after it are shared by all questions, the benchmark's
-instruction line by all four-option questions, and each question sees only its own path to the root, at the positions
-it would have in a prompt of its own. So the loss is that of single-question prompts, at a fraction of the cost.
+The chat head, the video and the line break after it are shared by all questions; each question sees only them and
+itself, at the positions it would have in a prompt of its own. So the loss is that of single-question prompts, at a
+fraction of the cost.
 """
 
-import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -17,12 +16,16 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from eval.questions import LETTERS, Question
-from eval.tiny_tokenizer import FREE_REQUEST, MC_INSTRUCTION, MC_REQUEST, SYSTEM
+from eval.questions import Question
+from eval.tiny_tokenizer import SYSTEM
+from eval.tiny_wordings import Wording
 
 HEAD = f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\n"
 TURN = "<|im_end|>\n<|im_start|>assistant\n"
 END = "<|im_end|>"
+
+Asking = tuple[Question, Wording | str]
+"""A question, and how it is worded: with its options, or free, with this text after it."""
 
 
 @dataclass
@@ -57,9 +60,9 @@ class Packer:
         self._encode = lru_cache(maxsize=None)(lambda text: tuple(tokenizer(text, add_special_tokens=False).input_ids))
         self._video_tokens = video_tokens
 
-    def pack(self, questions: Sequence[Sequence[tuple[Question, bool]]], rng: random.Random) -> PackedBatch:
-        """Pack per video a sequence of (question, with options?) pairs."""
-        rows = [_Row(self._encode, self._video_tokens, pairs, rng) for pairs in questions]
+    def pack(self, questions: Sequence[Sequence[Asking]]) -> PackedBatch:
+        """Pack the questions about each video."""
+        rows = [_Row(self._encode, self._video_tokens, askings) for askings in questions]
         length = max(len(row.ids) for row in rows)
         head = len(self._encode(HEAD))
 
@@ -67,10 +70,8 @@ class Packer:
             return torch.tensor([value + [fill] * (length - len(value)) for value in values])
 
         branch = padded([row.branch for row in rows], -1)
-        options = padded([row.options for row in rows], 0).bool()
         see, seen = branch[:, :, None], branch[:, None, :]
-        # A token sees the trunk (0), its own branch and, in a four-option question, the instruction (1).
-        mask = ((seen == 0) | (seen == see) | ((seen == 1) & options[:, :, None])).tril()
+        mask = ((seen == 0) | (seen == see)).tril()  # a token sees the trunk (0) and its own branch
         targets = [(r, *target) for r, row in enumerate(rows) for target in row.targets]
         at_rows, at_columns, tokens, weights = zip(*targets, strict=True)
         return PackedBatch(
@@ -109,48 +110,47 @@ def answer_tokens(model: Any, batch: PackedBatch, videos: Sequence[Tensor]) -> T
 class _Row:
     """One sequence under construction."""
 
-    def __init__(self, encode, video_tokens: int, pairs: Sequence[tuple[Question, bool]], rng: random.Random):
+    def __init__(self, encode: Callable[[str], tuple[int, ...]], video_tokens: int, askings: Sequence[Asking]):
+        self.encode = encode
         self.ids: list[int] = []
         self.branch: list[int] = []
-        self.options: list[int] = []
         self.positions: list[int] = []
         self.targets: list[tuple[int, int, float]] = []  # column, token, weight
         self.kinds: list[str] = []
-        trunk = [*encode(HEAD), *[0] * video_tokens, *encode("\n")]
-        trunk_end = self._add(trunk, 0, 0, 0)
-        instruction_end = self._add([*encode(MC_INSTRUCTION), *encode("\n")], 1, 1, trunk_end)
-        for number, (question, with_options) in enumerate(pairs, start=2):
-            asked = [*encode(question.text), *encode("\n")]
+        self._add([*encode(HEAD), *[0] * video_tokens, *encode("\n")], 0, 0)
+        trunk = len(self.ids)
+        for number, (question, wording) in enumerate(askings, start=1):
+            before = wording.before if isinstance(wording, Wording) else ""
+            asked = [*encode(before + question.text)]
             answer = question.free_text_answer
-            column = len(self.ids)
-            if with_options:
-                for letter, option in zip(LETTERS, question.options, strict=True):
-                    asked += encode(f"{letter}. {option}")
-                    # Every option is asked whether it is the one, at its last word.
-                    verdict = " yes" if letter == question.letter else " no"
-                    self.targets.append((column + len(asked) - 1, encode(verdict)[0], 0.5))
-                    asked += encode("\n")
-                asked += [*encode("\n"), *encode(MC_REQUEST), *encode(TURN)]
-                start, reply = instruction_end, [*encode(question.letter), *encode(END)]
-                self.kinds.append(question.kind)
-            else:
-                assert answer is not None
-                request = [*encode("\n"), *encode(FREE_REQUEST)] if rng.random() < 0.5 else []
-                asked = [*encode(question.text), *request, *encode(TURN)]
-                start, reply = trunk_end, [*encode(answer), *encode(END)]
-                self.kinds.append(f"{question.kind}/free")
-            self._add([*asked, *reply[:-1]], number, int(with_options), start)
-            last = column + len(asked) - 1
-            for offset, token in enumerate(reply):
-                self.targets.append((last + offset, token, 1.0 if offset == 0 else 0.5))
             if answer is not None:
                 # The answer itself, asked for at the question mark: what the options are then compared with.
-                self.targets.append((column + len(encode(question.text)) - 1, encode(f" {answer}")[0], 0.5))
+                self._target(asked, encode(f" {answer}")[0], 0.5)
+            if isinstance(wording, Wording):
+                reply = question.letter
+                self.kinds.append(question.kind)
+                asked += encode(wording.between)
+                for place, (letter, option) in enumerate(wording.options(question)):
+                    asked += [*(encode("\n") if place else ()), *encode(option)]
+                    # Every option is asked whether it is the one, at its last word.
+                    self._target(asked, encode(" yes" if letter == reply else " no")[0], 0.5)
+                asked += encode(wording.after + TURN)
+            else:
+                assert answer is not None
+                reply = answer
+                self.kinds.append(f"{question.kind}/free")
+                asked += encode(wording + TURN)
+            for offset, token in enumerate((*encode(reply), *encode(END))):
+                self._target(asked, token, 0.5 if offset else 1.0)
+                asked.append(token)
+            self._add(asked[:-1], number, trunk)
 
-    def _add(self, ids: list[int], branch: int, options: int, start: int) -> int:
-        """Append tokens at positions `start`, `start` + 1, ...; returns the position after the last one."""
+    def _target(self, asked: list[int], token: int, weight: float) -> None:
+        """Ask for `token` after all of `asked`, which is added next."""
+        self.targets.append((len(self.ids) + len(asked) - 1, token, weight))
+
+    def _add(self, ids: list[int], branch: int, start: int) -> None:
+        """Append tokens at positions `start`, `start` + 1, ..."""
+        self.positions += range(start, start + len(ids))
         self.ids += ids
         self.branch += [branch] * len(ids)
-        self.options += [options] * len(ids)
-        self.positions += range(start, start + len(ids))
-        return start + len(ids)

@@ -6,12 +6,13 @@ from collections import defaultdict
 import torch
 from torch import Tensor, nn
 
-from eval.questions import Question, ask
-from eval.tiny_data import HEAD, PackedBatch, Packer
+from eval.questions import ask
+from eval.tiny_data import HEAD, Asking, PackedBatch, Packer
 from eval.tiny_memory import MEMORY_LAYERS, NAME_LAYERS, NAMES, MemoryHeads, memory_targets, name_targets
-from eval.tiny_model import FRAMES, GRID, IMAGE_SIZE, MASK_SAMPLES, DenseHeads, Oracle, build_model
+from eval.tiny_model import MASK_SAMPLES, DenseHeads, Oracle, TinySize, build_model
 from eval.tiny_stages import EASY_STEPS, HARD, MEMORY_WEIGHT, QUESTIONS_PER_VIDEO, STAGES, WEIGHTS, WITH_OPTIONS
 from eval.tiny_tokenizer import build_tokenizer
+from eval.tiny_wordings import FREE_WORDINGS, WORDINGS
 from eval.world import (
     LABEL_GROUPS,
     Scenes,
@@ -26,8 +27,6 @@ from eval.world import (
 from llava.model.language_model.llava_qwen import LlavaQwenForCausalLM
 from llava.model.pooling import pool_2x2
 
-TOKENS = (GRID // 2) ** 2
-"""Per frame, after pooling."""
 Loss = tuple[Tensor, dict[str, float]]
 """The loss of a step, and accuracies by name; those of what visual tokens remember begin with "~"."""
 
@@ -36,26 +35,28 @@ class Lessons:
     """The model, everything that is trained beside it, and the losses of all stages.
 
     Args:
+        size: of the model.
         seed: of the initial weights and of the training videos.
         workers, rank: every step's videos are shared out among the workers; this one is number `rank`.
         device: where the model lives; data is drawn on the CPU.
     """
 
-    def __init__(self, seed: int, workers: int, rank: int, device: str):
+    def __init__(self, size: TinySize, seed: int, workers: int, rank: int, device: str):
+        self.size = size
         self.seed, self.workers, self.rank, self.device = seed, workers, rank, torch.device(device)
         self.tokenizer = build_tokenizer()
-        model = build_model(self.tokenizer, seed)
+        model = build_model(self.tokenizer, seed, size)
         model.config._attn_implementation = "blocked_causal"
         tower = model.get_vision_tower()
         assert tower is not None
         self.model: LlavaQwenForCausalLM = model
         self.tower = tower
-        self.heads = DenseHeads(tower.hidden_size)
-        self.oracle = Oracle(model.config.hidden_size)
-        self.memory = MemoryHeads(model.config.hidden_size)
+        self.heads = DenseHeads(tower.hidden_size, size.grid)
+        self.oracle = Oracle(size.width, size.grid)
+        self.memory = MemoryHeads(size.width, size.frames)
         modules = {"model": model, "heads": self.heads, "oracle": self.oracle, "memory": self.memory}
         self.everything = nn.ModuleDict(modules).to(self.device)
-        self.packer = Packer(self.tokenizer, FRAMES * TOKENS + 1)
+        self.packer = Packer(self.tokenizer, size.frames * size.tokens + 1)
         self.head = torch.tensor(self.tokenizer(HEAD, add_special_tokens=False).input_ids, device=self.device)
         self.names = torch.tensor([self._word(f" {name}") for name in NAMES], device=self.device)
 
@@ -99,11 +100,11 @@ class Lessons:
         index = list(STAGES).index(stage) << 28 | step << 4 | self.rank
         seed = seed_for(Split.TRAIN, self.seed, index)
         scenes = draw_scenes(STAGES[stage].videos // self.workers, seed, min_objects)
-        return scenes, frame_times(scenes, FRAMES), seed
+        return scenes, frame_times(scenes, self.size.frames), seed
 
     def pixels(self, scenes: Scenes, times: Tensor, seed: int) -> Tensor:
-        """Rendered frames (B * F, 3, IMAGE_SIZE, IMAGE_SIZE) in [-1, 1], some blurred as video codecs do."""
-        chunks = [render(scenes[i : i + 4], times[i : i + 4], IMAGE_SIZE, seed + i) for i in range(0, len(scenes), 4)]
+        """Rendered frames (B * F, 3, S, S) in [-1, 1], some blurred as video codecs do."""
+        chunks = [render(scenes[i : i + 4], times[i : i + 4], self.size.image_size, seed + i) for i in range(0, len(scenes), 4)]
         frames = torch.cat(chunks)  # (B, F, 3, S, S)
         g = torch.Generator().manual_seed(seed)
         luma = frames.mean(2, keepdim=True)
@@ -117,13 +118,13 @@ class Lessons:
         return (frames * 2 - 1).flatten(0, 1).to(self.device)
 
     def labels(self, scenes: Scenes, times: Tensor) -> Tensor:
-        """What the patches show: (B * F, GRID * GRID, LABEL_WIDTH)."""
-        return patch_labels(scenes, times, GRID).flatten(0, 1).to(self.device)
+        """What the patches show: (B * F, grid * grid, LABEL_WIDTH)."""
+        return patch_labels(scenes, times, self.size.grid).flatten(0, 1).to(self.device)
 
     def questions(
         self, scenes: Scenes, rng: random.Random, hard: float, with_options: float
-    ) -> list[list[tuple[Question, bool]]]:
-        """Per video a weighted choice of questions, each with options (True) or without."""
+    ) -> list[list[Asking]]:
+        """Per video a weighted choice of questions, each in the wording of some benchmark."""
         rows = []
         for row in range(len(scenes)):
             priority = []
@@ -133,7 +134,8 @@ class Lessons:
                 if question.free_text_answer is None:
                     options, weight = True, weight if with_options else 0.0
                 if weight:
-                    priority.append((rng.random() ** (1 / weight), (question, options)))
+                    wording = rng.choice([*WORDINGS.values()] if options else FREE_WORDINGS)
+                    priority.append((rng.random() ** (1 / weight), (question, wording)))
             priority.sort(key=lambda pair: pair[0], reverse=True)
             rows.append([pair for _, pair in priority[:QUESTIONS_PER_VIDEO]])
         return rows
@@ -141,20 +143,20 @@ class Lessons:
     # ---- forward passes ---------------------------------------------------------------------------------------
 
     def project(self, pixels: Tensor) -> Tensor:
-        """Frames (B * F, 3, S, S) -> projected patches (B * F, GRID * GRID, D); the tower is frozen."""
+        """Frames (B * F, 3, S, S) -> projected patches (B * F, grid * grid, D); the tower is frozen."""
         with torch.no_grad():
             features = self.tower(pixels)
         return self.model.get_model().mm_projector(features)
 
     def video_tokens(self, patches: Tensor) -> Tensor:
-        """Patches (B * F, GRID * GRID, D) -> pooled tokens (B, F * TOKENS, D)."""
-        pooled = pool_2x2(patches, self.model.config.mm_spatial_pool_mode)  # (B * F, TOKENS, D)
-        return pooled.view(-1, FRAMES * TOKENS, pooled.shape[-1])
+        """Patches (B * F, grid * grid, D) -> pooled tokens (B, F * tokens, D)."""
+        pooled = pool_2x2(patches, self.model.config.mm_spatial_pool_mode)  # (B * F, tokens, D)
+        return pooled.view(-1, self.size.frames * self.size.tokens, pooled.shape[-1])
 
     def answer_loss(self, patches: Tensor, batch: PackedBatch) -> tuple[Tensor, Tensor, Tensor]:
         """Weighted loss of all targets, logits (M, vocabulary), and hidden states (B, L, D) after `MEMORY_LAYERS`.
 
-        patches: (B * F, GRID * GRID, D).
+        patches: (B * F, grid * grid, D).
         """
         core = self.model.get_model()
         newline = core.image_newline.expand(len(batch.input_ids), 1, -1)
@@ -174,19 +176,19 @@ class Lessons:
 
     def recall(self, hidden: Tensor, scenes: Scenes, times: Tensor) -> Loss:
         """Loss and accuracies of what the visual tokens remember, from hidden states (B, L, D) of the prompt."""
-        start = len(self.head)
-        tokens = hidden[:, start : start + FRAMES * TOKENS].unflatten(1, (FRAMES, TOKENS))
-        return self.memory(tokens, memory_targets(scenes, times, GRID // 2))
+        start, frames, per_frame = len(self.head), self.size.frames, self.size.tokens
+        tokens = hidden[:, start : start + frames * per_frame].unflatten(1, (frames, per_frame))
+        return self.memory(tokens, memory_targets(scenes, times, self.size.grid // 2))
 
     # ---- stages -----------------------------------------------------------------------------------------------
 
     def _tower(self, step: int) -> Loss:
         scenes, times, seed = self.scenes("tower", step, min_objects=2)
         # One frame of each video: frames of one video are too alike to learn from together.
-        chosen = torch.randint(FRAMES, (len(scenes), 1), generator=torch.Generator().manual_seed(seed))
+        chosen = torch.randint(self.size.frames, (len(scenes), 1), generator=torch.Generator().manual_seed(seed))
         times = times.gather(1, chosen)
         labels = self.labels(scenes, times)
-        masks = patch_masks(scenes, times, GRID, MASK_SAMPLES).flatten(0, 1).to(self.device)
+        masks = patch_masks(scenes, times, self.size.grid, MASK_SAMPLES).flatten(0, 1).to(self.device)
         features = self.tower(self.pixels(scenes, times, seed))
         return self.heads(features, labels, masks)
 
@@ -238,7 +240,7 @@ class Lessons:
 
     def _qa(self, scenes: Scenes, times: Tensor, seed: int, patches: Tensor, hard: float, with_options: float) -> Loss:
         rng = random.Random(seed)
-        batch = self.packer.pack(self.questions(scenes, rng, hard, with_options), rng)
+        batch = self.packer.pack(self.questions(scenes, rng, hard, with_options))
         loss, logits, hidden = self.answer_loss(patches, batch)
         recall, remembered = self.recall(hidden, scenes, times)
         return loss + MEMORY_WEIGHT * recall, {**accuracy_by_kind(logits, batch), **remembered}

@@ -38,11 +38,13 @@ IGNORED = -100
 MIN_COVER = 0.12
 """Share of a token that an object must cover for the token to be asked about it."""
 
+EVERY_FRAME = -1
+"""In place of a width: as many classes as there are frames."""
 TOKEN_HEADS = {
-    "time": 8,  # the frame of the token
-    "motion": len(MOTIONS),  # of the object that the token shows, from its third frame on
+    "time": EVERY_FRAME,  # the frame of the token
+    "motion": len(MOTIONS),  # of the object that the token shows, once it has been seen for a quarter of the frames
     "origin": len(PLACES),  # where that object was first seen
-    "age": 8,  # in which frame
+    "age": EVERY_FRAME,  # in which frame
     "first_color": len(COLORS),
     "first_background": len(BACKGROUNDS),
 }
@@ -62,7 +64,7 @@ NAME_HEADS = {
     "its_motion": len(MOTIONS),
     "its_origin": len(PLACES),
     "its_last_place": len(PLACES),
-    "its_age": 8,
+    "its_age": EVERY_FRAME,
 }
 """Width of every head: those asked of every token, of the last token of every frame, and of every name."""
 
@@ -109,7 +111,7 @@ def memory_targets(scenes: Scenes, times: Tensor, grid: int) -> dict[str, Tensor
     pattern = scenes.background[:, :1]
     return {
         "time": frame.expand(batch, frames, grid * grid),
-        "motion": of_owner(scenes.motion, frame - since >= 2),
+        "motion": of_owner(scenes.motion, frame - since >= frames // 4),
         "origin": of_owner(at_first(quadrants(object_centres(scenes, times)))),
         "age": since,
         "first_color": of_owner(at_first(colors)),
@@ -164,11 +166,16 @@ def name_targets(scenes: Scenes, times: Tensor) -> dict[str, Tensor]:
 class MemoryHeads(nn.Module):
     """Linear read-outs of `memory_targets` and `name_targets` from hidden states."""
 
-    def __init__(self, width: int):
+    def __init__(self, width: int, frames: int):
         super().__init__()
-        self.token = nn.ModuleDict({name: nn.Linear(width, classes) for name, classes in TOKEN_HEADS.items()})
-        self.frame = nn.ModuleDict({name: nn.Linear(width, classes) for name, classes in FRAME_HEADS.items()})
-        self.name = nn.ModuleDict({name: nn.Linear(width, classes) for name, classes in NAME_HEADS.items()})
+
+        def heads(widths: dict[str, int]) -> nn.ModuleDict:
+            return nn.ModuleDict({
+                name: nn.Linear(width, frames if classes == EVERY_FRAME else classes)
+                for name, classes in widths.items()
+            })
+
+        self.token, self.frame, self.name = heads(TOKEN_HEADS), heads(FRAME_HEADS), heads(NAME_HEADS)
 
     def forward(self, hidden: Tensor, targets: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
         """Mean loss of the visual tokens' hidden states (B, F, grid * grid, width), and the accuracy of every head."""

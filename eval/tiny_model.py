@@ -1,6 +1,7 @@
 """The tiny Video-LLM: LLaVA-OneVision's shape at a millionth of its cost, built from the shipped model tree."""
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,13 +11,38 @@ from transformers import AttentionInterface, PreTrainedTokenizerBase
 from eval.world import COLORS, LABEL_GROUPS, LABEL_WIDTH
 from llava.model.language_model.llava_qwen import LlavaQwenConfig, LlavaQwenForCausalLM
 
-FRAMES = 8
-IMAGE_SIZE = 80
-GRID = 10
-"""Patches per side before pooling; 5 x 5 = 25 tokens per frame after it. 5 shares no factor with common strides."""
+PATCH_SIZE = 8
+
+
+@dataclass(frozen=True)
+class TinySize:
+    """What tells the tiny models apart.
+
+    Attributes:
+        width: of the language model, in heads of 32.
+        frames: per video.
+        grid: patches per side of a frame, before 2 x 2 pooling. Frames are `PATCH_SIZE` times that in pixels.
+    """
+
+    width: int = 128
+    frames: int = 16
+    grid: int = 12
+
+    @property
+    def tokens(self) -> int:
+        """Per frame, after pooling."""
+        return (self.grid // 2) ** 2
+
+    @property
+    def image_size(self) -> int:
+        return PATCH_SIZE * self.grid
+
+
+SIZES = {"tiny": TinySize(), "tiny-wide": TinySize(width=160)}
+"""By the names of the checkpoints."""
 MASK_SAMPLES = 4
 """Points per side of a patch at which the tower learns to tell objects from background."""
-ATTENTION_BLOCK = 72
+ATTENTION_BLOCK = 208
 
 
 def blocked_causal_attention(
@@ -35,15 +61,15 @@ def blocked_causal_attention(
 AttentionInterface.register("blocked_causal", blocked_causal_attention)
 
 
-def tiny_config(tokenizer: PreTrainedTokenizerBase) -> LlavaQwenConfig:
-    """The configuration of the bundled model."""
+def tiny_config(tokenizer: PreTrainedTokenizerBase, size: TinySize) -> LlavaQwenConfig:
+    """The configuration of a tiny model."""
     fields: dict[str, Any] = {
         "vocab_size": len(tokenizer),
-        "hidden_size": 128,
-        "intermediate_size": 256,
+        "hidden_size": size.width,
+        "intermediate_size": 2 * size.width,
         "num_hidden_layers": 5,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 4,
+        "num_attention_heads": size.width // 32,
+        "num_key_value_heads": size.width // 32,
         "max_position_embeddings": 2048,
         "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
         "tie_word_embeddings": True,
@@ -56,12 +82,12 @@ def tiny_config(tokenizer: PreTrainedTokenizerBase) -> LlavaQwenConfig:
             "intermediate_size": 288,
             "num_hidden_layers": 4,  # LLaVA drops the last one
             "num_attention_heads": 4,
-            "image_size": IMAGE_SIZE,
-            "patch_size": IMAGE_SIZE // GRID,
+            "image_size": size.image_size,
+            "patch_size": PATCH_SIZE,
             "hidden_act": "gelu_pytorch_tanh",
             "layer_norm_eps": 1e-6,
         },
-        "mm_vision_tower": "tiny-siglip-patch8-80",
+        "mm_vision_tower": f"tiny-siglip-patch{PATCH_SIZE}-{size.image_size}",
         "mm_hidden_size": 96,
         "mm_projector_type": "mlp2x_gelu",
         "mm_patch_merge_type": "spatial_unpad",
@@ -71,7 +97,7 @@ def tiny_config(tokenizer: PreTrainedTokenizerBase) -> LlavaQwenConfig:
         "mm_vision_select_layer": -2,
         "mm_use_im_start_end": False,
         "mm_use_im_patch_token": False,
-        "mm_num_frames": FRAMES,
+        "mm_num_frames": size.frames,
         "image_aspect_ratio": "pad",
         "tokenizer_model_max_length": 2048,
         "tokenizer_padding_side": "right",
@@ -80,10 +106,10 @@ def tiny_config(tokenizer: PreTrainedTokenizerBase) -> LlavaQwenConfig:
     return LlavaQwenConfig(**fields)
 
 
-def build_model(tokenizer: PreTrainedTokenizerBase, seed: int) -> LlavaQwenForCausalLM:
+def build_model(tokenizer: PreTrainedTokenizerBase, seed: int, size: TinySize) -> LlavaQwenForCausalLM:
     """The untrained model: linear layers start with fan-in variance, residual outputs at half of it."""
     torch.manual_seed(seed)
-    model = LlavaQwenForCausalLM(tiny_config(tokenizer))
+    model = LlavaQwenForCausalLM(tiny_config(tokenizer, size))
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and module is not model.lm_head:
             gain = 0.5 if name.endswith(("o_proj", "down_proj", "out_proj", "fc2")) else 1.0
@@ -93,38 +119,39 @@ def build_model(tokenizer: PreTrainedTokenizerBase, seed: int) -> LlavaQwenForCa
     tower = model.get_vision_tower()
     assert tower is not None
     embeddings = tower.vision_tower.vision_model.embeddings
-    embeddings.position_embedding.weight.data = grid_positions(embeddings.position_embedding.embedding_dim)
+    embeddings.position_embedding.weight.data = grid_positions(size.grid, embeddings.position_embedding.embedding_dim)
     return model
 
 
-def grid_positions(width: int) -> torch.Tensor:
-    """(GRID * GRID, width): sines and cosines of row and column, so that near patches start with near positions."""
-    angles = torch.arange(GRID)[:, None] / 20.0 ** torch.linspace(0, 1, width // 4)  # (GRID, width / 4)
+def grid_positions(grid: int, width: int) -> torch.Tensor:
+    """(grid * grid, width): sines and cosines of row and column, so that near patches start with near positions."""
+    angles = torch.arange(grid)[:, None] / 20.0 ** torch.linspace(0, 1, width // 4)  # (grid, width / 4)
     axis = torch.cat([angles.sin(), angles.cos()], -1)
-    rows = axis[:, None].expand(GRID, GRID, -1)
-    columns = axis[None].expand(GRID, GRID, -1)
+    rows = axis[:, None].expand(grid, grid, -1)
+    columns = axis[None].expand(grid, grid, -1)
     return torch.cat([rows, columns], -1).flatten(0, 1).clone()
 
 
 class DenseHeads(nn.Module):
     """Training only: linear read-outs of what each patch shows and where it lies, from the tower's features."""
 
-    def __init__(self, width: int):
+    def __init__(self, width: int, grid: int):
         super().__init__()
+        self.grid = grid
         self.color = nn.Linear(width, LABEL_GROUPS["color"] + 1)
         self.shape = nn.Linear(width, LABEL_GROUPS["shape"] + 1)
         self.background = nn.Linear(width, LABEL_GROUPS["background"])
         self.small = nn.Linear(width, 1)
         self.mask = nn.Linear(width, MASK_SAMPLES**2)
-        self.row = nn.Linear(width, GRID)
-        self.column = nn.Linear(width, GRID)
+        self.row = nn.Linear(width, grid)
+        self.column = nn.Linear(width, grid)
 
     def forward(
         self, features: torch.Tensor, labels: torch.Tensor, masks: torch.Tensor
     ) -> tuple[torch.Tensor, dict[str, float]]:
-        """Loss of features (F, GRID * GRID, width), and accuracies.
+        """Loss of features (F, P, width) of P = grid * grid patches, and accuracies.
 
-        labels: (F, GRID * GRID, LABEL_WIDTH); masks: (F, GRID * GRID, MASK_SAMPLES**2). The masks are what makes the
+        labels: (F, P, LABEL_WIDTH); masks: (F, P, MASK_SAMPLES**2). The masks are what makes the
         shapes learnable: they ask for outlines whatever the colors.
         """
         color, shape, pattern, small = labels.split(list(LABEL_GROUPS.values()), -1)
@@ -139,14 +166,14 @@ class DenseHeads(nn.Module):
         color_logits, shape_logits = self.color(features), self.shape(features)
         color_target, shape_target = torch.cat([color, free], -1), torch.cat([shape, free], -1)
         pattern_logits = self.background(features)
-        where = torch.arange(GRID * GRID, device=features.device).expand(features.shape[:2])
+        where = torch.arange(self.grid**2, device=features.device).expand(features.shape[:2])
         loss = (
             soft(color_logits, color_target, weight)
             + soft(shape_logits, shape_target, weight)
             + 0.5 * soft(pattern_logits, pattern / free.clamp(min=1e-6), free[..., 0])
             + nn.functional.binary_cross_entropy_with_logits(self.small(features), small, weight=weight[..., None])
-            + 0.1 * cross_entropy(self.row(features).flatten(0, 1), where.flatten() // GRID)
-            + 0.1 * cross_entropy(self.column(features).flatten(0, 1), where.flatten() % GRID)
+            + 0.1 * cross_entropy(self.row(features).flatten(0, 1), where.flatten() // self.grid)
+            + 0.1 * cross_entropy(self.column(features).flatten(0, 1), where.flatten() % self.grid)
         )
         busy = color_target[..., :-1].amax(-1) > 0.5
         clear = free[..., 0] > 0.99
@@ -164,19 +191,19 @@ class Oracle(nn.Module):
     position: torch.Tensor
     scale: torch.Tensor
 
-    def __init__(self, width: int):
+    def __init__(self, width: int, grid: int):
         super().__init__()
-        self.embed = nn.Linear(LABEL_WIDTH + 2 * GRID + 1, width, bias=False)
+        self.embed = nn.Linear(LABEL_WIDTH + 2 * grid + 1, width, bias=False)
         nn.init.normal_(self.embed.weight, std=0.05)
-        where = torch.arange(GRID * GRID)
+        where = torch.arange(grid * grid)
         one_hot = nn.functional.one_hot
-        position = torch.cat([one_hot(where // GRID, GRID), one_hot(where % GRID, GRID)], -1).float()
-        self.register_buffer("position", torch.cat([position, torch.ones(GRID * GRID, 1)], -1))
+        position = torch.cat([one_hot(where // grid, grid), one_hot(where % grid, grid)], -1).float()
+        self.register_buffer("position", torch.cat([position, torch.ones(grid * grid, 1)], -1))
         scale = torch.full((LABEL_WIDTH,), 2.0)
         scale[len(COLORS) + LABEL_GROUPS["shape"] : -1] = 1.0  # the background is everywhere: half as loud
         self.register_buffer("scale", scale)
 
     def forward(self, labels: torch.Tensor) -> torch.Tensor:
-        """(F, GRID * GRID, LABEL_WIDTH) -> (F, GRID * GRID, width)."""
+        """(F, grid * grid, LABEL_WIDTH) -> (F, grid * grid, width)."""
         position = self.position.expand(len(labels), -1, -1)
         return self.embed(torch.cat([labels * self.scale, position], -1))

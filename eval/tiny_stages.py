@@ -22,25 +22,25 @@ class StageConfig:
 
 STAGES = {
     "tower": StageConfig(steps=600, videos=192, muon=0.02, adam=3e-3, decay=0.4),
-    "memory": StageConfig(steps=450, videos=32, muon=0.02, adam=3e-3, decay=0.1),
-    "words": StageConfig(steps=450, videos=24, muon=0.015, adam=2e-3, decay=0.05),
-    "lm": StageConfig(steps=800, videos=24, muon=0.015, adam=2e-3, decay=0.3),
-    "align": StageConfig(steps=1200, videos=8, muon=0.0, adam=3e-3, decay=1.0),
-    "joint": StageConfig(steps=300, videos=24, muon=0.01, adam=1e-3, decay=0.6),
+    "memory": StageConfig(steps=450, videos=24, muon=0.02, adam=3e-3, decay=0.1),
+    "words": StageConfig(steps=450, videos=16, muon=0.015, adam=2e-3, decay=0.05),
+    "lm": StageConfig(steps=1000, videos=16, muon=0.015, adam=2e-3, decay=0.3),
+    "align": StageConfig(steps=1000, videos=6, muon=0.0, adam=3e-3, decay=1.0),
+    "joint": StageConfig(steps=400, videos=16, muon=0.01, adam=1e-3, decay=0.6),
 }
 EASY_STEPS = 150
 """Steps of stage `lm` over which the share of hard wrong options rises from 0 to its final value."""
 HARD = 0.95
 """That final value: the share of questions whose wrong options come from what the video shows."""
 WEIGHTS = {
-    "motion": 3.0, "order": 3.0, "vanish": 3.0, "place": 2.0, "color": 2.0, "change": 1.5, "shape": 1.5, "exist": 0.5,
+    "motion": 3.0, "order": 3.0, "vanish": 3.0, "place": 2.0, "color": 2.0, "change": 1.5, "shape": 2.0, "small": 2.0, "exist": 0.5,
 }  # fmt: skip
 """How much rather than other kinds (1) a kind is asked."""
 MEMORY_WEIGHT = 1.0
 """Weight of the dense loss on the visual tokens beside that of the answers."""
 WITH_OPTIONS = 0.75
 """Share of the questions that come with options, where a kind has both forms."""
-QUESTIONS_PER_VIDEO = 8
+QUESTIONS_PER_VIDEO = 12
 
 
 def make_optimizers(

@@ -11,18 +11,10 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from transformers import PreTrainedTokenizerFast
 
 from eval.questions import LETTERS, NUMBERS, PLACES
+from eval.tiny_wordings import FIFTH_LETTER, FIFTH_OPTION, FIXED
 from eval.world import BACKGROUNDS, COLORS, MOTIONS, SHAPES
 
 SYSTEM = "You are a helpful assistant."
-MC_INSTRUCTION = (
-    "Select the best answer to the following multiple-choice question based on the video and the subtitles. "
-    "Respond with only the letter (A, B, C, or D) of the correct option."
-)
-"""First line of lmms-eval's `videomme` prompt."""
-MC_REQUEST = "Answer with the option's letter from the given choices directly."
-"""Last line of lmms-eval's `videomme` prompt, after an empty line."""
-FREE_REQUEST = "Answer the question using a single word or phrase."
-
 _WORDS = r" ?\p{L}+(?:[-']\p{L}+)*"
 _SPLIT = rf"[A-Z]\.|{_WORDS}| ?\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+|\n|\s+"
 
@@ -45,9 +37,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     tokenizer.train_from_iterator(_corpus(), trainer)
-    tokenizer.add_tokens(
-        [AddedToken(line, normalized=False) for line in (SYSTEM, MC_INSTRUCTION, MC_REQUEST, FREE_REQUEST)]
-    )
+    tokenizer.add_tokens([AddedToken(line, normalized=False) for line in (SYSTEM, *FIXED)])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token="<|im_end|>",
@@ -84,4 +74,5 @@ def _corpus() -> list[str]:
     ]
     words = [*COLORS, *SHAPES, *MOTIONS, *NUMBERS, *PLACES, *BACKGROUNDS, "yes", "no"]
     options = [f"{letter}. {word}" for letter, word in itertools.product(LETTERS, words)]
-    return [line for line in [*questions, *words, *options, *LETTERS] for _ in range(2)]
+    fifth = [f"{FIFTH_LETTER}. {FIFTH_OPTION}", FIFTH_LETTER]
+    return [line for line in [*questions, *words, *options, *LETTERS, *fifth] for _ in range(2)]

@@ -1,7 +1,6 @@
-"""Train the bundled tiny Video-LLM: one seeded, resumable run on CPU cores or a GPU.
+"""Train a tiny Video-LLM: one seeded, resumable run on CPU cores or a GPU.
 
-    bash scripts/train_tiny.sh                     # what the bundled checkpoint was made with
-    python -m eval.train_tiny --out runs/tiny --workers 2 --seed 0
+    python -m eval.train_tiny --out runs/tiny-wide --size tiny-wide --seed 1 --workers 2
 
 Six stages, each through the shipped model tree:
 
@@ -35,6 +34,7 @@ import torch.distributed as dist
 from torch import nn
 
 from eval.tiny_lessons import Lessons
+from eval.tiny_model import SIZES
 from eval.tiny_stages import STAGES, make_optimizers, schedule
 
 logger = logging.getLogger("train_tiny")
@@ -47,7 +47,7 @@ class Trainer:
 
     def __init__(self, args: argparse.Namespace, rank: int):
         self.args, self.rank, self.out = args, rank, Path(args.out)
-        self.lessons = Lessons(args.seed, args.workers, rank, args.device)
+        self.lessons = Lessons(SIZES[args.size], args.seed, args.workers, rank, args.device)
 
     def run(self) -> None:
         """All stages up to the last one wanted, each from its last snapshot."""
@@ -153,7 +153,9 @@ class Trainer:
 
 def run_identity(args: argparse.Namespace, stage: str) -> str:
     """What must agree for a snapshot to be continued."""
-    return json.dumps({"seed": args.seed, "workers": args.workers, stage: asdict(STAGES[stage])}, sort_keys=True)
+    return json.dumps(
+        {"size": args.size, "seed": args.seed, "workers": args.workers, stage: asdict(STAGES[stage])}, sort_keys=True
+    )
 
 
 def _worker(rank: int, args: argparse.Namespace) -> None:
@@ -178,6 +180,7 @@ def _end_with_parent() -> None:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", default="runs/tiny", help="folder of snapshots and logs (default: %(default)s)")
+    parser.add_argument("--size", choices=list(SIZES), default="tiny", help="which of the models (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2, help="processes that share a batch on the CPU")
     parser.add_argument("--device", default="cpu", help='"cpu", or "cuda" with one worker')

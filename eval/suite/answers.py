@@ -1,6 +1,5 @@
 """Answer all questions under one setting: compress every video, one forward pass for all questions about it."""
 
-import random
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +8,7 @@ from torch import Tensor
 
 from eval.suite.features import Asked, Data
 from eval.tiny_data import PackedBatch, Packer, answer_tokens
+from eval.tiny_wordings import WORDINGS
 from llava.errors import ConfigError
 from llava.token_compression import CompressionConfig, compress
 from llava.token_compression.compress import CompressionResult
@@ -48,8 +48,8 @@ def answer(
 def _answers(
     model: Any, tokenizer: Any, results: Sequence[CompressionResult], asked: Sequence[Sequence[Asked]], source: bool
 ) -> list[str]:
-    questions = [[(one.question(), True) for one in row] for row in asked]
-    packed = Packer(tokenizer, len(results[0].tokens) + 1).pack(questions, random.Random(0))
+    questions = [[(one.question(), WORDINGS["videomme"]) for one in row] for row in asked]
+    packed = Packer(tokenizer, len(results[0].tokens) + 1).pack(questions)
     if source:
         _number_by_source(packed, results)
     tokens = answer_tokens(model, packed, [result.tokens for result in results])

@@ -9,8 +9,9 @@ from eval.measure_tiny import Measurement
 from eval.muon import Muon, orthogonalise
 from eval.questions import ask
 from eval.tiny_data import END, HEAD, TURN, Packer
-from eval.tiny_model import ATTENTION_BLOCK, blocked_causal_attention, build_model
-from eval.tiny_tokenizer import FREE_REQUEST, MC_INSTRUCTION, MC_REQUEST, build_tokenizer
+from eval.tiny_model import ATTENTION_BLOCK, SIZES, blocked_causal_attention, build_model
+from eval.tiny_tokenizer import build_tokenizer
+from eval.tiny_wordings import FIXED, FREE_WORDINGS, WORDINGS, Wording
 from eval.world import Split, draw_scenes, seed_for
 
 VIDEO_TOKENS = 6
@@ -23,25 +24,28 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def model(tokenizer):
-    return build_model(tokenizer, seed=0).eval()
+    return build_model(tokenizer, 0, SIZES["tiny"]).eval()
 
 
-def prompt(question, with_options):
-    """The text after the video, as lmms-eval's videomme task and `llava-scissor ask` write it."""
-    if with_options:
-        options = "\n".join(f"{letter}. {text}" for letter, text in zip("ABCD", question.options, strict=True))
-        return f"\n{MC_INSTRUCTION}\n{question.text}\n{options}\n\n{MC_REQUEST}{TURN}"
-    return f"\n{question.text}{TURN}"
+def prompt(question, wording):
+    """The text after the video, as lmms-eval's tasks and `llava-scissor ask` write it."""
+    text = wording.prompt(question) if isinstance(wording, Wording) else question.text + wording
+    return f"\n{text}{TURN}"
 
 
 @torch.no_grad()
 def test_a_packed_question_gets_the_logits_of_its_own_prompt(tokenizer, model):
     scenes = draw_scenes(2, seed_for(Split.DEV, 5, 0), min_objects=3)
+    wordings = [*WORDINGS.values(), *FREE_WORDINGS]
     questions = [
-        [(q, bool(q.options)) for q in ask(scenes, row, random.Random(0)) if q.kind != "exist"][: 3 + row]
+        [
+            (q, wordings[(row + number) % len(wordings)])
+            for number, q in enumerate(q for q in ask(scenes, row, random.Random(0)) if q.kind not in ("exist", "absent"))
+        ]
         for row in range(2)
     ]
-    batch = Packer(tokenizer, VIDEO_TOKENS).pack(questions, random.Random(0))
+    assert {len(pairs) for pairs in questions} != {max(map(len, questions))}  # one is padded
+    batch = Packer(tokenizer, VIDEO_TOKENS).pack(questions)
     video = torch.randn(2, VIDEO_TOKENS, model.config.hidden_size) * 0.1
     embeds = model.get_input_embeddings()(batch.input_ids)
     embeds[:, batch.video] = video
@@ -52,33 +56,36 @@ def test_a_packed_question_gets_the_logits_of_its_own_prompt(tokenizer, model):
     packed = model.lm_head(hidden[batch.target_rows, batch.target_columns])[answers]
     expected = []
     for row, pairs in enumerate(questions):
-        for question, with_options in pairs:
-            texts = [tokenizer(text, return_tensors="pt").input_ids for text in (HEAD, prompt(question, with_options))]
+        for question, wording in pairs:
+            texts = [tokenizer(text, return_tensors="pt").input_ids for text in (HEAD, prompt(question, wording))]
             head, tail = (model.get_input_embeddings()(ids) for ids in texts)
             alone = torch.cat([head, video[row : row + 1], tail], 1)
             expected.append(model(inputs_embeds=alone).logits[0, -1])
     assert torch.allclose(packed, torch.stack(expected), atol=1e-4)
-    letters = [tokenizer(q.letter).input_ids[0] for pairs in questions for q, _ in pairs]
-    assert batch.targets[answers].tolist() == letters
+    replies = [q.letter if isinstance(w, Wording) else q.free_text_answer for pairs in questions for q, w in pairs]
+    assert batch.targets[answers].tolist() == [tokenizer(reply).input_ids[0] for reply in replies]
 
 
-def test_prompts_of_the_benchmark_tokenize_as_packed(tokenizer):
+@pytest.mark.parametrize("wording", [*WORDINGS.values(), *FREE_WORDINGS])
+def test_prompts_of_the_benchmarks_tokenize_as_packed(tokenizer, wording):
     """Encoding piece by piece equals encoding the whole prompt: no token spans two pieces."""
     scenes = draw_scenes(8, seed_for(Split.DEV, 5, 1))
     packer = Packer(tokenizer, VIDEO_TOKENS)
     for row in range(len(scenes)):
         for question in ask(scenes, row, random.Random(row)):
-            if not question.options:
+            with_options = isinstance(wording, Wording)
+            reply = question.letter if with_options else question.free_text_answer
+            if reply is None or (with_options and not question.options):
                 continue
-            batch = packer.pack([[(question, True)]], random.Random(0))
-            whole = tokenizer(prompt(question, True) + question.letter).input_ids
+            batch = packer.pack([[(question, wording)]])
+            whole = tokenizer(prompt(question, wording) + reply).input_ids
             assert batch.input_ids[0, batch.video.stop :].tolist() == whole
 
 
 def test_tokenizer_reads_back_any_text_and_knows_its_words(tokenizer):
-    for text in ("What color is the circle?", "Ünïcode, 42 dogs!\n\n  spaces", FREE_REQUEST, HEAD + TURN + END):
+    for text in ("What color is the circle?", "Ünïcode, 42 dogs!\n\n  spaces", *FIXED, HEAD + TURN + END):
         assert tokenizer.decode(tokenizer(text).input_ids) == text
-    for word in ("red", " red", " triangle", "top-left", "A", "A."):
+    for word in ("red", " red", " triangle", "top-left", "A", "A.", "E.", " something", " else", *FIXED):
         assert len(tokenizer(word).input_ids) == 1
 
 
