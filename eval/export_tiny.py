@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import transformers
 
-from eval.measure_tiny import measure, table
+from eval.measure_tiny import measure, table, wording_table
 from eval.tiny_model import SIZES, build_model
 from eval.tiny_stages import STAGES
 from eval.tiny_tokenizer import save_tokenizer
@@ -53,6 +53,10 @@ same questions about the next video's frames; "blank": about a gray video.
 {table}
 
 {verdict}
+
+The same questions in the wording of each benchmark (`eval/tiny_wordings.py`); some have a fifth option.
+
+{wordings}
 """
 
 
@@ -106,6 +110,7 @@ def export(run: Path, target: Path, videos: int) -> None:
         ),
         videos=videos,
         table=table(rows),
+        wordings=wording_table(rows),
         verdict=_verdict(rows),
     )
     (target / "README.md").write_text(card)

@@ -5,23 +5,25 @@
 Each video is drawn, sampled and preprocessed as the evaluation does, but is not encoded as a file. All questions about
 a video are answered in one forward pass (`eval.tiny_data`); an answer is right if the most probable next token of the
 whole vocabulary is. Controls: the same questions with the next video's frames (`swapped`), and with a uniformly gray
-video (`blank`).
+video (`blank`). The four-option questions are worded as Video-MME's are, then once as every other benchmark's.
 """
 
 import argparse
 import json
 import random
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from eval.questions import Question, ask
+from eval.questions import ask
 from eval.report import clustered_wilson
-from eval.tiny_data import Packer, answer_tokens
+from eval.tiny_data import Asking, PackedBatch, Packer, answer_tokens
+from eval.tiny_wordings import FREE_WORDINGS, WORDINGS
 from eval.videos import Video, make_videos
 from eval.world import Split
 from llava.assets import tiny_model_path
@@ -29,11 +31,15 @@ from llava.model.builder import load_pretrained_model
 from llava.model.pooling import pool_2x2
 
 CONTROLS = ("video", "swapped", "blank")
+WORDED = WORDINGS["videomme"]
 BATCH = 8
 
 
 class Measurement:
-    """The answers given, per (control, kind); kinds without options end in "/free"."""
+    """The answers given, per (control, kind); kinds without options end in "/free".
+
+    Beside the controls there are the names of `WORDINGS`: the right video, worded so, all kinds together ("all").
+    """
 
     def __init__(self) -> None:
         self.answers: defaultdict[tuple[str, str], list[tuple[str, bool]]] = defaultdict(list)
@@ -52,14 +58,19 @@ class Measurement:
             for name, members in groups:
                 answers = [answer for kind in members for answer in self.answers[control, kind]]
                 if answers:
-                    videos, scores = zip(*answers, strict=True)
-                    low, high = clustered_wilson(scores, videos)
-                    rows.append(
-                        {"control": control, "kind": name, "asked": len(answers)}
-                        | {"accuracy": round(sum(scores) / len(scores), 4)}
-                        | {"low": round(low, 4), "high": round(high, 4)}
-                    )
+                    rows.append(_row(control, name, answers))
+        rows += [_row(name, "all", self.answers[name, "all"]) for name in WORDINGS if (name, "all") in self.answers]
         return rows
+
+
+def _row(control: str, kind: str, answers: list[tuple[str, bool]]) -> dict[str, object]:
+    videos, scores = zip(*answers, strict=True)
+    low, high = clustered_wilson(scores, videos)
+    accuracy = round(sum(scores) / len(scores), 4)
+    return {"control": control, "kind": kind, "asked": len(answers), "accuracy": accuracy} | {
+        "low": round(low, 4),
+        "high": round(high, 4),
+    }
 
 
 def measure(checkpoint: Path, split: Split, seed: int, count: int) -> Measurement:
@@ -78,19 +89,34 @@ def measure(checkpoint: Path, split: Split, seed: int, count: int) -> Measuremen
             "blank": [torch.zeros_like(frames) for frames in pixels],
         }
         questions = [_asked_about(video) for video in batch]
-        packed = packer.pack(questions, random.Random(seed))
-        for control, frames in controls.items():
-            tokens = answer_tokens(model, packed, list(_encode(model, torch.stack(frames))))
-            right = (tokens == packed.targets[packed.weights == 1.0]).tolist()
-            asked = [str(video.index) for video, row in zip(batch, questions, strict=True) for _ in row]
-            for kind, video, correct in zip(packed.kinds, asked, right, strict=True):
-                result.add(control, kind, video, correct)
+        encoded = {control: list(_encode(model, torch.stack(frames))) for control, frames in controls.items()}
+        packed = packer.pack(questions)
+        for control, tokens in encoded.items():
+            for number, kind, right in _answered(model, packed, tokens, questions):
+                result.add(control, kind, str(batch[number].index), right)
+        for name, wording in WORDINGS.items():
+            worded = [[(question, wording) for question in video.questions] for video in batch]
+            for number, _, right in _answered(model, packer.pack(worded), encoded["video"], worded):
+                result.add(name, "all", str(batch[number].index), right)
     return result
 
 
-def _asked_about(video: Video) -> list[tuple[Question, bool]]:
-    free = [q for q in ask(video.scenes, 0, random.Random(video.index)) if q.free_text_answer is not None]
-    return [*((question, True) for question in video.questions), *((question, False) for question in free)]
+def _answered(
+    model: Any, packed: PackedBatch, videos: Sequence[torch.Tensor], questions: Sequence[Sequence[Asking]]
+) -> Iterator[tuple[int, str, bool]]:
+    """For every question the number of its video, its kind, and whether it is answered rightly."""
+    right = (answer_tokens(model, packed, videos) == packed.targets[packed.weights == 1.0]).tolist()
+    numbers = [number for number, row in enumerate(questions) for _ in row]
+    yield from zip(numbers, packed.kinds, right, strict=True)
+
+
+def _asked_about(video: Video) -> list[Asking]:
+    rng = random.Random(video.index)
+    free = [question for question in ask(video.scenes, 0, rng) if question.free_text_answer is not None]
+    return [
+        *((question, WORDED) for question in video.questions),
+        *((question, rng.choice(FREE_WORDINGS)) for question in free),
+    ]
 
 
 def _tokens_per_frame(model) -> int:
@@ -134,11 +160,19 @@ def table(rows: list[dict[str, object]]) -> str:
         name = {"all": "**all, four options**", "all/free": "**all, free text**"}.get(
             kind, kind.replace("/free", ", free")
         )
-        lines.append(
-            f"| {name} | {real['asked']} | {real['accuracy']:.1%} ({real['low']:.1%} to {real['high']:.1%}) "
-            f"| {swapped['accuracy']:.1%} | {blank['accuracy']:.1%} |"
-        )
+        lines.append(f"| {name} | {_shown(real)} | {swapped['accuracy']:.1%} | {blank['accuracy']:.1%} |")
     return "\n".join(lines)
+
+
+def wording_table(rows: list[dict[str, object]]) -> str:
+    """Markdown: a line per wording of the four-option questions."""
+    lines = ["| worded as in | asked | accuracy (95 % interval) |", "| --- | --: | --: |"]
+    lines += [f"| {row['control']} | {_shown(row)} |" for row in rows if row["control"] in WORDINGS]
+    return "\n".join(lines)
+
+
+def _shown(row: dict[str, object]) -> str:
+    return f"{row['asked']} | {row['accuracy']:.1%} ({row['low']:.1%} to {row['high']:.1%})"
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -152,7 +186,7 @@ def main(argv: list[str] | None = None) -> None:
     rows = measure(args.checkpoint, Split[args.split], args.seed, args.videos).rows()
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1))
-    print(table(rows))
+    print(table(rows), wording_table(rows), sep="\n\n")
 
 
 if __name__ == "__main__":

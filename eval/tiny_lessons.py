@@ -3,6 +3,7 @@
 import random
 from collections import defaultdict
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -104,30 +105,35 @@ class Lessons:
 
     def pixels(self, scenes: Scenes, times: Tensor, seed: int) -> Tensor:
         """Rendered frames (B * F, 3, S, S) in [-1, 1], some blurred as video codecs do."""
-        chunks = [render(scenes[i : i + 4], times[i : i + 4], self.size.image_size, seed + i) for i in range(0, len(scenes), 4)]
+        chunks = [
+            render(scenes[i : i + 4], times[i : i + 4], self.size.image_size, seed + i)
+            for i in range(0, len(scenes), 4)
+        ]
         frames = torch.cat(chunks)  # (B, F, 3, S, S)
-        g = torch.Generator().manual_seed(seed)
+        rng = np.random.default_rng(seed)
+
+        def strength(rate: float) -> Tensor:
+            """Per video, in [0, 1), at this rate above 0."""
+            drawn = torch.from_numpy(rng.random((len(frames), 1, 1, 1, 1), dtype=np.float32))
+            return (drawn - (1 - rate)).clamp(min=0)
+
         luma = frames.mean(2, keepdim=True)
         chroma = (frames - luma).flatten(0, 1)
         coarse = nn.functional.interpolate(nn.functional.avg_pool2d(chroma, 2), scale_factor=2).view_as(frames)
-        strength = (torch.rand(len(frames), 1, 1, 1, 1, generator=g) - 0.3).clamp(min=0)
-        frames = luma + (chroma.view_as(frames) * (1 - strength) + coarse * strength)
+        frames = luma + torch.lerp(chroma.view_as(frames), coarse, strength(0.7))
         soft = nn.functional.avg_pool2d(frames.flatten(0, 1), 3, 1, 1, count_include_pad=False).view_as(frames)
-        strength = (torch.rand(len(frames), 1, 1, 1, 1, generator=g) - 0.4).clamp(min=0)
-        frames = frames * (1 - strength) + soft * strength
+        frames = torch.lerp(frames, soft, strength(0.6))
         return (frames * 2 - 1).flatten(0, 1).to(self.device)
 
     def labels(self, scenes: Scenes, times: Tensor) -> Tensor:
         """What the patches show: (B * F, grid * grid, LABEL_WIDTH)."""
         return patch_labels(scenes, times, self.size.grid).flatten(0, 1).to(self.device)
 
-    def questions(
-        self, scenes: Scenes, rng: random.Random, hard: float, with_options: float
-    ) -> list[list[Asking]]:
+    def questions(self, scenes: Scenes, rng: random.Random, hard: float, with_options: float) -> list[list[Asking]]:
         """Per video a weighted choice of questions, each in the wording of some benchmark."""
         rows = []
         for row in range(len(scenes)):
-            priority = []
+            priority: list[tuple[float, Asking]] = []
             for question in ask(scenes, row, rng, hard):
                 weight = WEIGHTS.get(question.kind, 1.0)
                 options = bool(question.options) and rng.random() < with_options
@@ -185,7 +191,7 @@ class Lessons:
     def _tower(self, step: int) -> Loss:
         scenes, times, seed = self.scenes("tower", step, min_objects=2)
         # One frame of each video: frames of one video are too alike to learn from together.
-        chosen = torch.randint(self.size.frames, (len(scenes), 1), generator=torch.Generator().manual_seed(seed))
+        chosen = torch.from_numpy(np.random.default_rng(seed).integers(self.size.frames, size=(len(scenes), 1)))
         times = times.gather(1, chosen)
         labels = self.labels(scenes, times)
         masks = patch_masks(scenes, times, self.size.grid, MASK_SAMPLES).flatten(0, 1).to(self.device)
@@ -201,7 +207,7 @@ class Lessons:
         hidden = torch.cat([head, video, names], 1)
         length, trunk = hidden.shape[1], hidden.shape[1] - len(NAMES)
         # A name stands some words after the video, where questions have theirs, and sees no other name.
-        words = torch.randint(12, (len(scenes), len(NAMES)), generator=torch.Generator().manual_seed(seed))
+        words = torch.from_numpy(np.random.default_rng(seed).integers(12, size=(len(scenes), len(NAMES))))
         positions = torch.cat([torch.arange(trunk).expand(len(scenes), -1), trunk + words], 1).to(self.device)
         allowed = torch.ones(length, length, dtype=torch.bool).tril()
         allowed[trunk:, trunk:] = torch.eye(len(NAMES), dtype=torch.bool)

@@ -170,10 +170,12 @@ class MemoryHeads(nn.Module):
         super().__init__()
 
         def heads(widths: dict[str, int]) -> nn.ModuleDict:
-            return nn.ModuleDict({
-                name: nn.Linear(width, frames if classes == EVERY_FRAME else classes)
-                for name, classes in widths.items()
-            })
+            return nn.ModuleDict(
+                {
+                    name: nn.Linear(width, frames if classes == EVERY_FRAME else classes)
+                    for name, classes in widths.items()
+                }
+            )
 
         self.token, self.frame, self.name = heads(TOKEN_HEADS), heads(FRAME_HEADS), heads(NAME_HEADS)
 

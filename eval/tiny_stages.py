@@ -33,8 +33,11 @@ EASY_STEPS = 150
 HARD = 0.95
 """That final value: the share of questions whose wrong options come from what the video shows."""
 WEIGHTS = {
-    "motion": 3.0, "order": 3.0, "vanish": 3.0, "place": 2.0, "color": 2.0, "change": 1.5, "shape": 2.0, "small": 2.0, "exist": 0.5,
-}  # fmt: skip
+    **dict.fromkeys(("motion", "order", "vanish"), 3.0),
+    **dict.fromkeys(("place", "color", "shape", "small"), 2.0),
+    "change": 1.5,
+    "exist": 0.5,
+}
 """How much rather than other kinds (1) a kind is asked."""
 MEMORY_WEIGHT = 1.0
 """Weight of the dense loss on the visual tokens beside that of the answers."""

@@ -180,7 +180,9 @@ def _end_with_parent() -> None:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", default="runs/tiny", help="folder of snapshots and logs (default: %(default)s)")
-    parser.add_argument("--size", choices=list(SIZES), default="tiny", help="which of the models (default: %(default)s)")
+    parser.add_argument(
+        "--size", choices=list(SIZES), default="tiny", help="which of the models (default: %(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2, help="processes that share a batch on the CPU")
     parser.add_argument("--device", default="cpu", help='"cpu", or "cuda" with one worker')

@@ -4,8 +4,9 @@ A scene holds one to four objects of different shape and color on a textured, no
 or stay, appear and disappear, one may change its color, one may be small, and the background may be cut to another
 one. Time runs from 0 (first frame) to 1 (last frame), so a scene can be shown at any number of frames and any size.
 
-Everything is a function of a 64-bit seed whose top byte is the split: training, development and evaluation scenes
-cannot coincide. Scenes are drawn and rendered in batches, as tensors:
+Everything is a function of a 63-bit seed whose top byte is the split: training, development and evaluation scenes
+do not coincide. (NumPy draws, as PyTorch's generator on the CPU looks at no more than the low 32 bits of a seed.)
+Scenes are drawn and rendered in batches, as tensors:
 
     scenes = draw_scenes(64, seed_for(Split.TRAIN, 0, step))
     times = frame_times(scenes, frames=8)           # (B, F): when a model that samples 8 frames looks
@@ -17,6 +18,7 @@ import enum
 import math
 from dataclasses import dataclass, fields
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -104,18 +106,18 @@ class Scenes:
 
 def draw_scenes(batch: int, seed: int, min_objects: int = 1) -> Scenes:
     """Draw `batch` scenes from `seed`. Every tensor is on the CPU."""
-    g = torch.Generator().manual_seed(seed)
+    rng = np.random.default_rng(seed)
     o = MAX_OBJECTS
 
     def uniform(*shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
-        return low + (high - low) * torch.rand(*shape, generator=g)
+        return low + (high - low) * torch.from_numpy(rng.random(shape, dtype=np.float32))
 
     def permutations(rows: int, values: int) -> Tensor:
-        return torch.rand(rows, values, generator=g).argsort(1)
+        return uniform(rows, values).argsort(1)
 
-    weights = torch.tensor([0.10, 0.25, 0.35, 0.30])
+    weights = np.array([0.10, 0.25, 0.35, 0.30])
     weights[: min_objects - 1] = 0
-    count = 1 + torch.multinomial(weights, batch, replacement=True, generator=g)
+    count = 1 + torch.from_numpy(rng.choice(o, batch, p=weights / weights.sum()))
     exists = torch.arange(o) < count[:, None]  # (B, O)
     colors = permutations(batch, len(COLORS))  # the first O are the objects', the fifth is the new color of a change
     small = torch.zeros(batch, o, dtype=torch.bool)
@@ -130,7 +132,7 @@ def draw_scenes(batch: int, seed: int, min_objects: int = 1) -> Scenes:
 
     # Events. In half of the scenes objects appear one after another, two steps or more apart.
     slots = permutations(batch, 3)[:, :2] * 2 + 1  # two of {1, 3, 5}: appearances of at most two objects
-    appears = (torch.rand(batch, generator=g) < 0.55) & (count > 1)
+    appears = (uniform(batch) < 0.55) & (count > 1)
     late = permutations(batch, o)  # which objects appear late, among those that exist
     rank = torch.where(exists, late, o + late).argsort(1).argsort(1)  # 0, 1, ... over existing objects
     late_count = torch.minimum(1 + (uniform(batch) < 0.6).long(), count - 1)
@@ -293,8 +295,10 @@ def render(scenes: Scenes, times: Tensor, size: int, seed: int = 0) -> Tensor:
     for k in range(MAX_OBJECTS):  # painter's algorithm: later objects lie on top
         alpha = cover[:, :, k, None]
         frames = frames + alpha * (colors[:, :, k, :, None, None] - frames)
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(frames.shape, generator=generator) * scenes.noise[:, None, None, None, None]
+    rng = np.random.default_rng(seed)
+    noise = (
+        torch.from_numpy(rng.standard_normal(frames.shape, dtype=np.float32)) * scenes.noise[:, None, None, None, None]
+    )
     return (frames + noise).clamp(0, 1)
 
 

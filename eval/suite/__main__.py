@@ -70,7 +70,10 @@ def _run(suite: Suite, path: str, home: Path) -> str:
         checkpoint, None, "llava_qwen", device_map="cpu", torch_dtype="float32", attn_implementation="sdpa"
     )
     data = prepare(suite, model, processor, settings_fingerprint(model_path=checkpoint), folder)
-    code = [(Path(__file__).parents[1] / name).read_text() for name in ("tiny_data.py", "tiny_wordings.py", "suite/answers.py")]
+    code = [
+        (Path(__file__).parents[1] / name).read_text()
+        for name in ("tiny_data.py", "tiny_wordings.py", "suite/answers.py")
+    ]
     cells: dict[Key, dict[str, Any]] = {}
     for config in tqdm(suite.settings(), desc=folder.name, unit="setting"):
         fingerprint = settings_fingerprint(config, data.fingerprint, *code, model_path=checkpoint)

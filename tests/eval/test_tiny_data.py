@@ -40,7 +40,9 @@ def test_a_packed_question_gets_the_logits_of_its_own_prompt(tokenizer, model):
     questions = [
         [
             (q, wordings[(row + number) % len(wordings)])
-            for number, q in enumerate(q for q in ask(scenes, row, random.Random(0)) if q.kind not in ("exist", "absent"))
+            for number, q in enumerate(
+                q for q in ask(scenes, row, random.Random(0)) if q.kind not in ("exist", "absent")
+            )
         ]
         for row in range(2)
     ]

@@ -8,6 +8,7 @@ import torch
 
 from eval import train_tiny
 from eval.export_tiny import export
+from eval.tiny_model import SIZES, TinySize
 from eval.tiny_stages import STAGES, schedule
 from eval.train_tiny import Trainer
 from llava.pipeline import VideoQA
@@ -21,11 +22,14 @@ def short_stages(monkeypatch):
     monkeypatch.setattr("eval.tiny_lessons.STAGES", short)
     monkeypatch.setattr("eval.export_tiny.STAGES", short)
     monkeypatch.setattr(train_tiny, "SNAPSHOT_SECONDS", -1.0)
+    monkeypatch.setitem(SIZES, "small", TinySize(width=64, frames=4, grid=6))
+    monkeypatch.setitem(SIZES, "wider", TinySize(width=96, frames=4, grid=6))
 
 
-def trainer(out, seed=0, until=None):
+def trainer(out, seed=0, until=None, size="small"):
     out.mkdir(exist_ok=True)
-    return Trainer(argparse.Namespace(out=str(out), seed=seed, workers=1, device="cpu", until=until), rank=0)
+    arguments = argparse.Namespace(out=str(out), size=size, seed=seed, workers=1, device="cpu", until=until)
+    return Trainer(arguments, rank=0)
 
 
 @pytest.fixture
@@ -59,9 +63,10 @@ def test_a_run_stops_where_it_is_told_to(tmp_path):
     assert sorted(path.name for path in (tmp_path / "run").glob("*.pt")) == ["memory.pt", "tower.pt"]
 
 
-def test_a_snapshot_of_another_seed_is_refused(tmp_path, finished):
+@pytest.mark.parametrize("other", [{"seed": 1}, {"size": "wider"}])
+def test_a_snapshot_of_another_model_is_refused(tmp_path, finished, other):
     with pytest.raises(SystemExit, match="belongs to a run with other settings"):
-        trainer(tmp_path / "whole", seed=1).run()
+        trainer(tmp_path / "whole", **other).run()
 
 
 def test_each_stage_changes_only_its_own_parameters(tmp_path):
@@ -83,7 +88,10 @@ def test_the_exported_checkpoint_is_the_trained_model(tmp_path, finished):
     trained = dict(finished.lessons.model.named_parameters())
     for name, parameter in loaded.named_parameters():
         assert torch.equal(parameter, trained[name]), name
-    assert "| all, four options" in (target / "README.md").read_text().replace("*", "")
+    assert (loaded.config.mm_num_frames, loaded.config.hidden_size) == (4, 64)
+    card = (target / "README.md").read_text()
+    assert "| **all, four options** |" in card
+    assert "--size small --seed 0 --workers 1` repeats it" in card
 
 
 def test_learning_rate_warms_up_and_ends_at_zero():

@@ -31,6 +31,17 @@ def test_splits_never_share_a_seed():
         assert seed_for(lower, 2**16 - 1, 2**32 - 1) < seed_for(higher, 0, 0)
 
 
+def test_scenes_of_different_seeds_differ_whatever_part_of_the_seed_does():
+    """A generator that looks at the low bits alone would draw one scene for all of these."""
+    seeds = [seed_for(split, seed, index) for split in Split for seed in (0, 1, 300) for index in (0, 5, 2**30)]
+    starts = [tuple(draw_scenes(1, seed).start.flatten().tolist()) for seed in seeds]
+    assert len(set(starts)) == len(seeds)
+    times = torch.tensor([[0.0]])
+    scene = draw_scenes(1, 0)
+    noises = {render(scene, times, 8, seed).sum().item() for seed in seeds}
+    assert len(noises) == len(seeds)
+
+
 @pytest.mark.parametrize(("seed", "index"), [(-1, 0), (2**16, 0), (0, 2**32), (0, -1)])
 def test_seeds_outside_their_range_are_refused(seed, index):
     with pytest.raises(ValueError, match="must lie in"):
