@@ -18,8 +18,8 @@ from typing import Any
 
 from eval.benchmarks import find_benchmark
 from llava.answer_log import settings_fingerprint
-from llava.assets import tiny_model_path
-from llava.config import Experiment, ModelConfig, setting_name
+from llava.assets import checkpoint_path
+from llava.config import Experiment, setting_name
 from llava.errors import UserError
 from llava.token_compression import CompressionConfig
 
@@ -35,7 +35,7 @@ def setting_folder(experiment: Experiment, compression: CompressionConfig | None
 def answer_fingerprint(experiment: Experiment, compression: CompressionConfig | None) -> str:
     """Of everything that an answer of this setting depends on, apart from the question."""
     return settings_fingerprint(
-        experiment.model, experiment.video, compression, model_path=checkpoint_path(experiment.model)
+        experiment.model, experiment.video, compression, model_path=checkpoint_path(experiment.model.path)
     )
 
 
@@ -107,11 +107,6 @@ def write_result(folder: Path, result: dict[str, Any], samples: Iterable[dict[st
         _write_whole(folder / "result.json", json.dumps(result, indent=2, default=str) + "\n")
     except OSError as error:
         raise _cannot_write(folder, error) from error
-
-
-def checkpoint_path(model: ModelConfig) -> str:
-    """`model.path`, with "tiny" replaced by the folder of the bundled checkpoint."""
-    return str(tiny_model_path()) if model.path == "tiny" else model.path
 
 
 def as_plain(experiment: Experiment, compression: CompressionConfig) -> dict[str, Any]:

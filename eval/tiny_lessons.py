@@ -2,6 +2,7 @@
 
 import random
 from collections import defaultdict
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from eval.tiny_memory import MEMORY_LAYERS, NAME_LAYERS, NAMES, MemoryHeads, mem
 from eval.tiny_model import MASK_SAMPLES, DenseHeads, Oracle, TinySize, build_model
 from eval.tiny_stages import EASY_STEPS, HARD, MEMORY_WEIGHT, QUESTIONS_PER_VIDEO, STAGES, WEIGHTS, WITH_OPTIONS
 from eval.tiny_tokenizer import build_tokenizer
-from eval.tiny_wordings import FREE_WORDINGS, WORDINGS
+from eval.tiny_wordings import FREE_WORDINGS, WORDINGS, Wording
 from eval.world import (
     LABEL_GROUPS,
     Scenes,
@@ -140,8 +141,8 @@ class Lessons:
                 if question.free_text_answer is None:
                     options, weight = True, weight if with_options else 0.0
                 if weight:
-                    wording = rng.choice([*WORDINGS.values()] if options else FREE_WORDINGS)
-                    priority.append((rng.random() ** (1 / weight), (question, wording)))
+                    wordings: Sequence[Wording | str] = [*WORDINGS.values()] if options else FREE_WORDINGS
+                    priority.append((rng.random() ** (1 / weight), (question, rng.choice(wordings))))
             priority.sort(key=lambda pair: pair[0], reverse=True)
             rows.append([pair for _, pair in priority[:QUESTIONS_PER_VIDEO]])
         return rows

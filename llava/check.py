@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from accelerate.utils import get_max_memory
 
-from llava.assets import tiny_model_path
+from llava.assets import checkpoint_path
 from llava.model.device_map import RESERVE
 from llava.model.inspection import Inspection, inspect
 from llava.model.llava_arch import checkpoint_compression
@@ -29,7 +29,7 @@ def check(name: str, num_frames: int | None = None, as_json: bool = False) -> in
     Raises:
         CheckpointError: there is no checkpoint of that name.
     """
-    found = inspect(str(tiny_model_path()) if name == "tiny" else name, num_frames)
+    found = inspect(checkpoint_path(name), num_frames)
     known = facts(found) | {"checkpoint": name}
     print(json.dumps(known, indent=2) if as_json else report(known))
     return 0 if known["loads"] else 2

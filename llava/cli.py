@@ -28,7 +28,8 @@ FLAGS = {
     "retention_ratio": ("compression.retention_ratio", "R", "keep exactly this share of the video tokens, such as 0.1"),
     "threshold": ("compression.similarity_threshold", "T", "join tokens whose cosine similarity is above this"),
     "method": ("compression.method", "M", "compression method, see `llava-scissor methods` (default: scissor)"),
-    "model": ("model.path", "PATH", 'checkpoint folder or hub name (default: "tiny", the bundled model)'),
+    "preset": ("compression.preset", "P", "settings that work best together: recommended"),
+    "model": ("model.path", "PATH", "checkpoint folder, hub name, or a bundled model: tiny (the default), tiny-wide"),
     "device": ("model.device", "D", "auto, cpu, cuda, cuda:1 (default: auto)"),
     "dtype": ("model.dtype", "T", "auto, float32, bfloat16 or float16 (default: auto)"),
     "num_frames": ("video.num_frames", "N", "frames to look at (default: what the checkpoint was trained with)"),
@@ -40,7 +41,7 @@ OVERRIDE = re.compile(r"(model|video|compression)\.\w+(\.\w+)*=")
 
 SIZE = re.compile(r"compression\.(retention_ratio|retained_tokens|similarity_threshold)=")
 
-TEXT_KEYS = ("compression.method", "model.path", "model.device", "model.dtype")
+TEXT_KEYS = ("compression.method", "compression.preset", "model.path", "model.device", "model.dtype")
 """Values that are text even where YAML would read a number or nothing at all, such as the folder `~` or `2024`."""
 
 
@@ -113,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Say whether a checkpoint would load, with every reason why not, what is in it, and how much "
         "memory it needs. Only the headers of the weights are read, also on the hub. Exit status 2: it would not load.",
     )
-    check.add_argument("checkpoint", metavar="CHECKPOINT", help='folder or hub name ("tiny": the bundled model)')
+    check.add_argument("checkpoint", metavar="CHECKPOINT", help="folder, hub name, or a bundled model: tiny, tiny-wide")
     check.add_argument("--num-frames", metavar="N", help="count tokens of a video of N frames [video.num_frames]")
     check.add_argument("--json", action="store_true", help="print the facts as JSON")
     check.add_argument("--verbose", action="store_true", help="show log messages, library warnings and tracebacks")
@@ -127,7 +128,7 @@ def _parser() -> argparse.ArgumentParser:
     calibrate.add_argument("words", nargs="+", metavar="VIDEO", help="videos like those that it is to be used on")
     calibrate.add_argument("--retention-ratio", metavar="R", required=True, help="mean share to keep, such as 0.1")
     calibrate.add_argument("--config", metavar="FILE", help="an experiment file whose model, video, compression to use")
-    for name in ("method", "model", "device", "dtype", "num_frames"):
+    for name in ("method", "preset", "model", "device", "dtype", "num_frames"):
         key, metavar, text = FLAGS[name]
         calibrate.add_argument(f"--{name.replace('_', '-')}", metavar=metavar, help=f"{text} [{key}]")
     calibrate.add_argument("--json", action="store_true", help="print what is found as JSON")

@@ -34,7 +34,7 @@ class ModelConfig:
     """What `load_pretrained_model` is asked for.
 
     Attributes:
-        path: a folder in the original LLaVA layout, a hub name, or "tiny" for the bundled model.
+        path: a folder in the original LLaVA layout, a hub name, or a bundled model: "tiny" or "tiny-wide".
         name: the model name that picks the class; derived from `path` when None.
         device: "auto" (the first CUDA device if there is one, else the CPU), "cpu", "cuda", "cuda:1" ...; "balanced"
             spreads one model over all CUDA devices.
@@ -225,8 +225,8 @@ def _compressions(file: _File, where: str) -> tuple[CompressionConfig | None, ..
     if not options and not ratios:
         return (None,)
     if not ratios or options.get("method") == "none" or any(options.get(budget) is not None for budget in BUDGETS):
-        return (build(CompressionConfig, options, where),)
-    sweep = {ratio: build(CompressionConfig, options | {"retention_ratio": ratio}, where) for ratio in ratios}
+        return (CompressionConfig.from_dict(options, where),)
+    sweep = {ratio: CompressionConfig.from_dict(options | {"retention_ratio": ratio}, where) for ratio in ratios}
     return tuple(CompressionConfig(method="none") if ratio == 1 else config for ratio, config in sweep.items())
 
 

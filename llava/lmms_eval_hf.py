@@ -45,7 +45,7 @@ class CompressedWrapper(lmms):
         """
         from lmms_eval.models import get_model
 
-        names = {field.name for field in dataclasses.fields(CompressionConfig)}
+        names = {"preset", *(field.name for field in dataclasses.fields(CompressionConfig))}
         given = simple_parse_args_string(arg_string) or {}
         wrapper = given.get("wrapper")
         if not isinstance(wrapper, str) or wrapper == "llava_scissor_hf":

@@ -236,6 +236,7 @@ def _split(arguments: dict[str, Any]) -> tuple[ModelConfig, VideoConfig, Compres
     """Sort flat arguments into the three sections by their names."""
     sections = (ModelConfig, VideoConfig, CompressionConfig)
     names = {section: [field.name for field in dataclasses.fields(section)] for section in sections}
+    names[CompressionConfig].append("preset")
     known = [*names[ModelConfig], *names[VideoConfig], *names[CompressionConfig]]
     for key in arguments:
         if key not in known:
@@ -249,5 +250,5 @@ def _split(arguments: dict[str, Any]) -> tuple[ModelConfig, VideoConfig, Compres
     return (
         build(ModelConfig, given[ModelConfig], "model_args"),
         build(VideoConfig, given[VideoConfig], "model_args"),
-        build(CompressionConfig, options, "model_args") if options else None,
+        CompressionConfig.from_dict(options, "model_args") if options else None,
     )

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch.nn.functional import cross_entropy
 
-from llava.assets import tiny_model_path
+from llava.assets import checkpoint_path
 from llava.config import ModelConfig
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import conv_templates
@@ -139,7 +139,7 @@ class VideoQA:
         Raises:
             UserError: the checkpoint, the device or a setting is wrong.
         """
-        path = str(tiny_model_path()) if config.path == "tiny" else config.path
+        path = checkpoint_path(config.path)
         spread = config.device == "balanced"
         device = resolve_device("auto" if spread else config.device)
         dtype = config.dtype

@@ -27,7 +27,7 @@ from eval.efficiency.report import report
 from eval.efficiency.subject import Subject
 from eval.environment import describe_environment, describe_hardware
 from llava.answer_log import settings_fingerprint, source_digest
-from llava.assets import tiny_model_path
+from llava.assets import checkpoint_path
 from llava.cli_errors import run
 from llava.errors import UserError
 
@@ -95,7 +95,7 @@ def fingerprint(harness: Harness) -> str:
         describe_hardware(),
         source_digest(Path(__file__).parent),
         Path(__file__).parents[1].joinpath("bench_compress.py").read_text(),
-        model_path=str(tiny_model_path()) if path == "tiny" else path,
+        model_path=checkpoint_path(path),
     )
 
 

@@ -28,7 +28,7 @@ from eval.suite.features import Data, prepare
 from eval.suite.plots import write_plot
 from eval.suite.report import Key, Outcome, key_of
 from llava.answer_log import settings_fingerprint
-from llava.assets import tiny_model_path
+from llava.assets import checkpoint_path
 from llava.cli_errors import run
 from llava.config import setting_name
 from llava.errors import UserError
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(suite: Suite, path: str, home: Path) -> str:
     """Everything about one model; its tables."""
-    checkpoint = str(tiny_model_path()) if path == "tiny" else path
+    checkpoint = checkpoint_path(path)
     folder = home / Path(checkpoint).name
     tokenizer, model, processor, _ = load_pretrained_model(
         checkpoint, None, "llava_qwen", device_map="cpu", torch_dtype="float32", attn_implementation="sdpa"

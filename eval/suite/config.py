@@ -23,7 +23,7 @@ class Suite:
         methods: names of methods, or keys of `CompressionConfig` without a size: `{method: uniform, merge: false}`.
         reference: the one of `methods` that all others are compared with, as it is named in the tables.
         retention_ratios: of every method; the uncompressed model is always measured.
-        models: folders of tiny checkpoints, or "tiny" for the bundled one.
+        models: folders of tiny checkpoints, or names of bundled ones.
         videos: how many; `split` and `seed`: which ones. Nothing is trained on DEV or EVAL, choices of ours are made
             on DEV, and seed 0 of EVAL is that of the stand-ins.
         batch: videos in a forward pass.
@@ -103,4 +103,4 @@ def _compression(method: object, ratio: float) -> CompressionConfig:
     keys = {"method": method} if isinstance(method, str) else method
     if not isinstance(keys, Mapping):
         raise ConfigError(f"methods: {method!r} is neither a name nor keys and values.")
-    return build(CompressionConfig, {**keys, "retention_ratio": ratio}, "methods")
+    return CompressionConfig.from_dict({**keys, "retention_ratio": ratio}, "methods")

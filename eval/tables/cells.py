@@ -19,6 +19,7 @@ from eval.run import CHECKOUT
 from eval.standin import standin_home
 from eval.tables.bootstrap import DRAWS, Estimate, Sample, estimate, same_questions
 from eval.tables.published import Column, Row, Table
+from llava.assets import BUNDLED
 from llava.config import Experiment, load_experiment, setting_name
 from llava.errors import ConfigError, UserError
 from llava.token_compression import list_methods
@@ -291,7 +292,7 @@ def _missing(experiment: Experiment, folder: Path, judged: bool, failure: str) -
     attempt = f" ({failure.rstrip('.')})" if failure else ""
     if (folder / "result.json").exists() and not failure:
         return STALE, "its result is of other settings or another version of the code"
-    if not (path == "tiny" or Path(path).is_dir() or try_to_load_from_cache(path, "config.json")):
+    if not (path in BUNDLED or Path(path).is_dir() or try_to_load_from_cache(path, "config.json")):
         return NEEDS_WEIGHTS, f"`hf download {path}`{attempt}"
     if judged and not os.environ.get(KEY):
         return NEEDS_JUDGE, f"set {KEY}, and evaluation.judge.* for another one than lmms-eval's{attempt}"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from llava.errors import ConfigError
+from llava.token_compression.presets import expand_preset
 from llava.token_compression.registry import get_method
 from llava.yaml_schema import build, did_you_mean, read_mapping
 
@@ -80,10 +81,12 @@ class CompressionConfig:
     def from_dict(cls, mapping: Mapping[str, Any], where: str = "compression") -> "CompressionConfig":
         """Build from keys and values; `where` starts every error message.
 
+        The key `preset` stands for those of `llava.token_compression.presets.PRESETS`; other keys override them.
+
         Raises:
-            ConfigError: an unknown key, or anything that the constructor refuses.
+            ConfigError: an unknown key or preset, or anything that the constructor refuses.
         """
-        return build(cls, mapping, where)
+        return build(cls, expand_preset(mapping, where) if isinstance(mapping, Mapping) else mapping, where)
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> "CompressionConfig":

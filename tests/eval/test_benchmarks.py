@@ -19,6 +19,7 @@ from eval.judge import Judge, serve
 from eval.run import worker_environment
 from eval.standin import read_kinds, write_home
 from eval.standin_schemas import SCHEMAS
+from eval.tiny_wordings import FREE_WORDINGS, WORDINGS
 from llava.config import JudgeConfig, load_experiment
 
 CHECKOUT = Path(__file__).parents[2]
@@ -127,6 +128,15 @@ def read(finished, name):
     folder = finished[0] / "results" / "example" / name / "r20"
     samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
     return json.loads((folder / "result.json").read_text()), samples
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_the_tiny_models_are_taught_the_wording(finished, name):
+    questions = next(make_videos(1)).questions
+    taught = {wording.prompt(question) for wording in WORDINGS.values() for question in questions}
+    taught |= {question.text + after for question in questions for after in FREE_WORDINGS}
+    assert {sample["question"] for sample in read(finished, name)[1]} <= taught
 
 
 @pytest.mark.slow
