@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from eval.questions import ask
 from eval.report import clustered_wilson
-from eval.tiny_data import Asking, PackedBatch, Packer, answer_tokens
+from eval.tiny_data import Asking, PackedBatch, Packer, answer_logits
 from eval.tiny_wordings import FREE_WORDINGS, WORDINGS
 from eval.videos import Video, make_videos
 from eval.world import Split
@@ -105,7 +105,8 @@ def _answered(
     model: Any, packed: PackedBatch, videos: Sequence[torch.Tensor], questions: Sequence[Sequence[Asking]]
 ) -> Iterator[tuple[int, str, bool]]:
     """For every question the number of its video, its kind, and whether it is answered rightly."""
-    right = (answer_tokens(model, packed, videos) == packed.targets[packed.weights == 1.0]).tolist()
+    said = answer_logits(model, packed, videos).argmax(-1)
+    right = (said == packed.targets[packed.weights == 1.0]).tolist()
     numbers = [number for number, row in enumerate(questions) for _ in row]
     yield from zip(numbers, packed.kinds, right, strict=True)
 

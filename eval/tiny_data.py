@@ -88,8 +88,8 @@ class Packer:
 
 
 @torch.inference_mode()
-def answer_tokens(model: Any, batch: PackedBatch, videos: Sequence[Tensor]) -> Tensor:
-    """The most probable next token (answers,) int64 of the whole vocabulary at every answer of weight 1.
+def answer_logits(model: Any, batch: PackedBatch, videos: Sequence[Tensor]) -> Tensor:
+    """Logits (answers, vocabulary) of the next token at every answer of weight 1.
 
     Args:
         model: the tiny Video-LLM.
@@ -104,7 +104,7 @@ def answer_tokens(model: Any, batch: PackedBatch, videos: Sequence[Tensor]) -> T
         inputs_embeds=embeds, attention_mask=batch.mask, position_ids=batch.position_ids, use_cache=False
     ).last_hidden_state
     answers = batch.weights == 1.0
-    return model.lm_head(hidden[batch.target_rows[answers], batch.target_columns[answers]]).argmax(-1)
+    return model.lm_head(hidden[batch.target_rows[answers], batch.target_columns[answers]])
 
 
 class _Row:

@@ -82,7 +82,8 @@ def _run(suite: Suite, path: str, home: Path) -> str:
             (tokenizer, model), data, config, suite, file, fingerprint
         )
     outcome = Outcome(suite, [one for row in data.asked for one in row], cells)
-    write_plot(outcome, f"{folder.name}, {len(outcome.questions.asked)} questions", folder / "accuracy")
+    if not write_plot(outcome, f"{folder.name}, {len(outcome.questions.asked)} questions", folder / "accuracy"):
+        print("No curves are drawn: matplotlib is not installed; it comes with the extra `plot`.", file=sys.stderr)
     return outcome.markdown(folder.name)
 
 
@@ -98,13 +99,10 @@ def _answered(
     host: tuple[Any, Any], data: Data, config: CompressionConfig, suite: Suite, file: Path, fingerprint: str
 ) -> dict[str, Any]:
     tokenizer, model = host
-    said, kept, milliseconds = answer(model, tokenizer, data, config, suite.batch)
     cell = {
         "fingerprint": fingerprint,
         "compression": dataclasses.asdict(config),
-        "kept_tokens": kept,
-        "milliseconds": milliseconds,
-        "said": said,
+        **dataclasses.asdict(answer(model, tokenizer, data, config, suite.batch)),
         "environment": describe_environment(),
     }
     partial = file.with_name(f".{file.name}.{os.getpid()}")

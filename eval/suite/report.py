@@ -30,7 +30,7 @@ class Outcome:
         self.suite, self.cells = suite, cells
         self.questions = Questions(asked)
         self.right = {
-            key: [said == one.letter for said, one in zip(cell["said"], asked, strict=True)]
+            key: [chosen == one.letter for chosen, one in zip(cell["chosen"], asked, strict=True)]
             for key, cell in cells.items()
         }
         self.accuracy = {key: self.questions.accuracy(right) for key, right in self.right.items()}

@@ -16,7 +16,7 @@ from eval.suite.features import Asked, prepare, questions_about, subject
 from eval.suite.statistics import Questions, holm, p_value
 from eval.tables.bootstrap import Estimate
 from eval.tiny_data import HEAD, TURN
-from eval.tiny_tokenizer import MC_INSTRUCTION, MC_REQUEST
+from eval.tiny_wordings import WORDINGS
 from eval.videos import make_videos
 from eval.world import Split
 from llava.assets import tiny_model_path
@@ -65,17 +65,18 @@ def data(file, host, tmp_path_factory):
 )
 def test_answers_are_those_of_generation(config, host, data):
     tokenizer, model, processor, _ = host
-    said, kept, _ = answer(model, tokenizer, data, config, batch=2)
-    assert set(kept) == {config.budget(data.features[0].shape[:2].numel())}
-    place = iter(said)
+    answers = answer(model, tokenizer, data, config, batch=2)
+    assert set(answers.kept_tokens) == {config.budget(data.features[0].shape[:2].numel())}
+    assert set(answers.chosen) <= set("ABCD")
+    place = iter(zip(answers.said, answers.chosen, strict=True))
     for video, asked in zip(make_videos(Split.DEV, 3, 1), data.asked, strict=True):
         index = np.linspace(0, len(video.frames) - 1, model.config.mm_num_frames, dtype=int)
         pixels = processor.preprocess(video.frames[index], return_tensors="pt")["pixel_values"]
         for number, one in enumerate(asked):
-            expected = next(place)
+            said, chosen = next(place)
+            assert said == chosen or said not in "ABCD"
             if number == 0:
-                options = "".join(f"{letter}. {text}\n" for letter, text in zip("ABCD", one.options, strict=True))
-                after = f"\n{MC_INSTRUCTION}\n{one.text}\n{options}\n{MC_REQUEST}{TURN}"
+                after = f"\n{WORDINGS['videomme'].prompt(one.question())}{TURN}"
                 ids = [*tokenizer(HEAD).input_ids, IMAGE_TOKEN_INDEX, *tokenizer(after).input_ids]
                 with compression(model, config=config):
                     found = model.generate(
@@ -85,7 +86,7 @@ def test_answers_are_those_of_generation(config, host, data):
                         do_sample=False,
                         max_new_tokens=1,
                     )
-                assert tokenizer.decode(found[0]) == expected
+                assert tokenizer.decode(found[0]) == said
 
 
 def test_what_is_finished_is_read_and_not_run_again(file, tmp_path, capsys, monkeypatch):
