@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = {
     "README.md": "index",
     "llava/assets/tiny/README.md": "tiny",
+    "llava/assets/tiny-wide/README.md": "tiny-wide",
     "docs/methods.md": "methods",
     "docs/results.md": "results",
     "docs/performance.md": "performance",
@@ -69,7 +70,8 @@ def page(path: str, name: str, site: Path) -> Module:
         if target in PAGES:
             return f"{PAGES[target]}.html"
         if (ROOT / target).is_file():
-            write(site / target, (ROOT / target).read_text())
+            (site / target).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / target, site / target)
         return target
 
     module = types.ModuleType(name, LINK.sub(on_site, (ROOT / path).read_text()))
@@ -87,7 +89,7 @@ def broken(site: Path) -> list[str]:
     problems = []
     pages = {path: SCRIPT.sub("", path.read_text()) for path in sorted(site.resolve().rglob("*.html"))}
     for path, text in pages.items():
-        for link, anchor in set(re.findall(r'href="(?!\w+:)([^"#]*)(?:#([^"]*))?"', text)):
+        for link, anchor in set(re.findall(r'(?:href|src)="(?!\w+:)([^"#]*)(?:#([^"]*))?"', text)):
             target = (path.parent / link).resolve() if link else path
             if not target.is_file() or (anchor and f'id="{anchor}"' not in pages.get(target, "")):
                 problems.append(f"{path.name}: a link to {link}#{anchor}, which does not exist")

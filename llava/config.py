@@ -13,9 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from llava.errors import ConfigError
+from llava.overrides import Override, parse_override
 from llava.token_compression import CompressionConfig
 from llava.token_compression.registry import get_method
 from llava.video import VideoConfig
@@ -170,9 +169,9 @@ def build_experiment(mapping: Mapping[str, Any], overrides: Sequence[str], where
         ConfigError: the mapping or an override has an unknown key, a wrong type or an impossible value.
     """
     experiment = _experiment(mapping, where)
-    for override in overrides:
+    for override in map(parse_override, overrides):
         mapping = _with_override(mapping, override)
-        experiment = _experiment(mapping, f"command line ({override})")
+        experiment = _experiment(mapping, override.where)
     return experiment
 
 
@@ -230,33 +229,17 @@ def _compressions(file: _File, where: str) -> tuple[CompressionConfig | None, ..
     return tuple(CompressionConfig(method="none") if ratio == 1 else config for ratio, config in sweep.items())
 
 
-def _with_override(mapping: Mapping[str, Any], override: str) -> dict[str, Any]:
+def _with_override(mapping: Mapping[str, Any], override: Override) -> dict[str, Any]:
     """A copy of `mapping` with the value that `override`, `section.key=value` or `name=value`, asks for."""
-    keys, equals, text = override.partition("=")
-    section, dot, key = keys.strip().partition(".")
+    section, *keys = override.keys
     sections = [field.name for field in dataclasses.fields(_File)]
-    where = f"command line ({override})"
-    if not equals:
-        raise ConfigError(f"{where}: an override is written section.key=value, for example video.num_frames=16.")
     if section not in sections:
-        raise ConfigError(f"{where}: unknown section {section!r}{did_you_mean(section, sections)}.")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ConfigError(f"{where}: the value {text!r} is not valid YAML.") from None
-    if section == "name":
-        return {**mapping, "name": value}
-    if not dot or not key:
-        raise ConfigError(f"{where}: name a key of the section, as in {section}.key=value.")
-    values = dict(mapping.get(section, {}))
-    if section == "compression" and key in BUDGETS and value is not None:
+        raise ConfigError(f"{override.where}: unknown section {section!r}{did_you_mean(section, sections)}.")
+    if section != "name" and not any(keys):
+        raise ConfigError(f"{override.where}: name a key of the section, as in {section}.key=value.")
+    if section == "compression" and keys[0] in BUDGETS and override.value is not None:
         # A budget replaces the one that was there, and is nothing without a method that has one.
-        values = {k: v for k, v in values.items() if k not in BUDGETS and (k, v) not in WITHOUT_BUDGET}
-    return {**mapping, section: _replaced(values, key.split("."), value)}
-
-
-def _replaced(values: Mapping[str, Any], keys: Sequence[str], value: Any) -> dict[str, Any]:
-    """A copy of nested mappings with `value` at the end of `keys`, as in evaluation.judge.model."""
-    first, *rest = keys
-    inner = values.get(first)
-    return {**values, first: _replaced(inner if isinstance(inner, dict) else {}, rest, value) if rest else value}
+        values = dict(mapping.get(section, {}))
+        kept = {k: v for k, v in values.items() if k not in BUDGETS and (k, v) not in WITHOUT_BUDGET}
+        mapping = {**mapping, section: kept}
+    return override.applied(mapping)

@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
-# Train the bundled tiny Video-LLM from its seed, continue an interrupted run, and write the checkpoint.
+# Train a tiny Video-LLM from its seed, continue an interrupted run, and write the checkpoint and its card.
 #
-#     bash scripts/train_tiny.sh [OUT] [--workers N] [--device cuda --workers 1] ...     (default OUT: runs/tiny)
+#     bash scripts/train_tiny.sh [OUT] [--size tiny-wide] [--seed 1] [--workers N] [--device cuda --workers 1] ...
+#
+# OUT is runs/tiny where nothing is said. The cards of the bundled models say what each was made with.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 OUT="runs/tiny"

@@ -6,10 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from eval.efficiency.hf_shapes import SHAPES
 from llava.errors import ConfigError
+from llava.overrides import Override, parse_override
 from llava.token_compression import CompressionConfig, list_methods
 from llava.token_compression.registry import get_method
 from llava.yaml_schema import build, did_you_mean, read_mapping
@@ -175,26 +174,19 @@ def load_harness(path: str | Path, overrides: Sequence[str] = ()) -> Harness:
     """
     mapping = read_mapping(path)
     harness = build(Harness, mapping, str(path))
-    for override in overrides:
+    for override in map(parse_override, overrides):
         mapping = _with_override(mapping, override)
-        harness = build(Harness, mapping, f"command line ({override})")
+        harness = build(Harness, mapping, override.where)
     return harness
 
 
-def _with_override(mapping: Mapping[str, Any], override: str) -> dict[str, Any]:
-    keys, _, text = override.partition("=")
-    section, dot, key = keys.strip().partition(".")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ConfigError(f"command line ({override}): the value {text!r} is not valid YAML.") from None
-    if not dot:
-        sections = [field.name for field in dataclasses.fields(Harness)]
-        if section in sections[1:]:
-            raise ConfigError(f"command line ({override}): name a key of the section, as in {section}.key=value.")
-        return {**mapping, section: value}
-    inner = mapping.get(section)
-    inner = dict(inner) if isinstance(inner, Mapping) else {}
-    if section == "model" and key in ("path", "shape") and value is not None:  # each replaces the other
-        inner = {k: v for k, v in inner.items() if k not in ("path", "shape")}
-    return {**mapping, section: {**inner, key: value}}
+def _with_override(mapping: Mapping[str, Any], override: Override) -> dict[str, Any]:
+    section, *keys = override.keys
+    sections = [field.name for field in dataclasses.fields(Harness)]
+    if not keys and section in sections[1:]:
+        raise ConfigError(f"{override.where}: name a key of the section, as in {section}.key=value.")
+    if section == "model" and keys[0] in ("path", "shape") and override.value is not None:  # each replaces the other
+        inner = mapping.get(section)
+        inner = {k: v for k, v in dict(inner or {}).items() if k not in ("path", "shape")}
+        mapping = {**mapping, section: inner}
+    return override.applied(mapping)

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from llava.config import setting_name
 from llava.errors import ConfigError
+from llava.overrides import parse_override
 from llava.token_compression import CompressionConfig
 from llava.yaml_schema import build, read_mapping
 
@@ -55,6 +54,9 @@ class Suite:
         for name, least in (("videos", 2), ("batch", 1), ("threads", 1), ("seed", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name}: {getattr(self, name)} must be at least {least}.")
+        folders = [Path(model).name for model in self.models]
+        if len(set(folders)) < len(folders):
+            raise ConfigError(f"models: the names of the folders must differ, got {', '.join(folders)}.")
         names = [label(config) for config in self.compressions(0.5)]
         if self.reference not in names:
             raise ConfigError(f"reference: {self.reference!r} is none of the methods {', '.join(names)}.")
@@ -87,15 +89,9 @@ def load_suite(path: str | Path, overrides: Sequence[str] = ()) -> Suite:
     """
     mapping = read_mapping(path)
     suite = build(Suite, mapping, str(path))
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        try:
-            mapping = {**mapping, key.strip(): yaml.safe_load(text)}
-        except yaml.YAMLError:
-            raise ConfigError(f"command line ({override}): the value {text!r} is not valid YAML.") from None
-        if not equals:
-            raise ConfigError(f"command line ({override}): write key=value.")
-        suite = build(Suite, mapping, f"command line ({override})")
+    for override in map(parse_override, overrides):
+        mapping = override.applied(mapping)
+        suite = build(Suite, mapping, override.where)
     return suite
 
 

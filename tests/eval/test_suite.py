@@ -157,6 +157,7 @@ def test_labels_tell_settings_apart(file):
         ("methods=[scisor]", "did you mean 'scissor'"),
         ("methods=[3]", "neither a name nor keys and values"),
         ("reference=random", "is none of the methods scissor, uniform-merge=False"),
+        ("models=[tiny, elsewhere/tiny]", "folders must differ, got tiny, tiny"),
         ("videos=1", "videos: 1 must be at least 2"),
         ("vidoes=3", "did you mean 'videos'"),
         ("split=TRAIN", "did you mean|valid names|TRAIN"),
