@@ -24,7 +24,7 @@ STAGES = {
     "tower": StageConfig(steps=600, videos=192, muon=0.02, adam=3e-3, decay=0.4),
     "memory": StageConfig(steps=450, videos=24, muon=0.02, adam=3e-3, decay=0.1),
     "words": StageConfig(steps=450, videos=16, muon=0.015, adam=2e-3, decay=0.05),
-    "lm": StageConfig(steps=1000, videos=16, muon=0.015, adam=2e-3, decay=0.3),
+    "lm": StageConfig(steps=1400, videos=16, muon=0.015, adam=2e-3, decay=0.3),
     "align": StageConfig(steps=1000, videos=6, muon=0.0, adam=3e-3, decay=1.0),
     "joint": StageConfig(steps=400, videos=16, muon=0.01, adam=1e-3, decay=0.6),
 }
