@@ -25,8 +25,8 @@ STAGES = {
     "memory": StageConfig(steps=450, videos=24, muon=0.02, adam=3e-3, decay=0.1),
     "words": StageConfig(steps=450, videos=16, muon=0.015, adam=2e-3, decay=0.05),
     "lm": StageConfig(steps=1400, videos=16, muon=0.015, adam=2e-3, decay=0.3),
-    "align": StageConfig(steps=1000, videos=6, muon=0.0, adam=3e-3, decay=1.0),
-    "joint": StageConfig(steps=400, videos=16, muon=0.01, adam=1e-3, decay=0.6),
+    "align": StageConfig(steps=800, videos=6, muon=0.0, adam=3e-3, decay=1.0),
+    "joint": StageConfig(steps=320, videos=16, muon=0.01, adam=1e-3, decay=0.6),
 }
 EASY_STEPS = 150
 """Steps of stage `lm` over which the share of hard wrong options rises from 0 to its final value."""
