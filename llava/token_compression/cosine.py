@@ -176,20 +176,23 @@ def exceeding(
     lookup: Callable[..., Tensor],
     exact: Callable[[], Tensor],
 ) -> Tensor:
-    """Which exact cosines exceed a threshold, as a bool tensor of the shape of approximate ones.
+    """Which exact cosines exceed a threshold: 1 or 0, written over approximate cosines, which saves passes over memory.
 
     Args:
-        cosines: off by at most `doubt`.
+        cosines: (..., rows, columns), off by at most `doubt`.
         lookup: given the indices of some of them, one (k,) int64 tensor per dimension, returns their exact values.
         exact: returns all exact values; called if there is more to look up than that is worth.
     """
-    above = cosines > threshold + doubt
-    unsure = ((cosines > threshold - doubt) ^ above).nonzero(as_tuple=True)
-    if len(unsure[0]) * LOOKUP_COST > cosines.numel():
-        return exact() > threshold
-    if len(unsure[0]) > 0:
-        above[unsure] = lookup(*unsure) > threshold
-    return above
+    margins = cosines.sub_(threshold)
+    unsure = margins.abs()
+    rows = (unsure.amin(dim=-1) <= doubt).nonzero()
+    if len(rows) > 0:
+        which, column = (unsure[rows.unbind(1)] <= doubt).nonzero(as_tuple=True)
+        if len(which) * LOOKUP_COST > cosines.numel():
+            return margins.copy_(exact() > threshold)
+        indices = (*rows[which].unbind(1), column)
+        margins[indices] = (lookup(*indices) > threshold).to(margins.dtype)
+    return margins.gt_(0)
 
 
 def slack(dim: int, device: torch.device) -> float:

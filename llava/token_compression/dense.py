@@ -43,18 +43,18 @@ class DenseGraphs:
         labels, degrees = [], []
         for first, cosines in self._blocks():
             edges = self._above(first, cosines, on_grid(threshold))
-            degrees.append(edges.sum(dim=2, dtype=torch.int32).view(-1) + 1)
+            degrees.append(edges.sum(dim=2).view(-1))
             if sampled is not None:
                 of_block = sampled[first : first + len(degrees[-1])].view(-1, self.size)
-                edges &= of_block[:, :, None] | of_block[:, None]
+                edges.mul_(of_block[:, :, None] | of_block[:, None])
             own = connected_components(edges)
             labels.append((own + first + self.size * torch.arange(len(own), device=own.device)[:, None]).view(-1))
-        return torch.cat(labels), torch.cat(degrees).long()
+        return torch.cat(labels), torch.cat(degrees).long() + 1
 
     def degrees(self, threshold: float, within: Tensor | None) -> Tensor:
         """Degrees as `Graphs` in paths.py says."""
-        above = (self._above(first, cosines, threshold) for first, cosines in self._blocks())
-        return torch.cat([edges.sum(dim=2, dtype=torch.int32).view(-1) + 1 for edges in above]).long()
+        above = (self._above(first, cosines.clone(), threshold) for first, cosines in self._blocks())
+        return torch.cat([edges.sum(dim=2).view(-1) for edges in above]).long() + 1
 
     def forest(self, needed: int, sampled: Tensor | None, window: Window = ANYWHERE) -> Forest:
         """The whole maximum spanning forest of all graphs."""
@@ -103,7 +103,7 @@ class DenseGraphs:
         return cosines
 
     def _above(self, first: int, cosines: Tensor, threshold: float) -> Tensor:
-        """Which exact cosines exceed a threshold: (graphs, n, n) bool."""
+        """Which exact cosines exceed a threshold: 1 or 0, (graphs, n, n), written over them."""
 
         def lookup(graph: Tensor, i: Tensor, j: Tensor) -> Tensor:
             return self._lookup(first + graph * self.size + i, first + graph * self.size + j)
