@@ -29,6 +29,10 @@ LOOKUP_COST = 16
 """How many cosines of a float64 matrix product take about as long as one looked up."""
 
 
+CLOSE_COST = 64
+"""How many cosines of a float32 matrix product take about as long as one by itself."""
+
+
 class Vectors(Protocol):
     """Vectors that are handed out in blocks, converted or computed on the way.
 
@@ -62,7 +66,7 @@ class Tokens(Vectors, Protocol):
 
 
 class Scaled(NamedTuple):
-    """Directions in float32, whose products neither under- nor overflow.
+    """Directions in float32, or rounded off as coarse.py says, whose products neither under- nor overflow.
 
     Attributes:
         vectors: (..., dim).
@@ -142,7 +146,7 @@ class Halved:
 
 def products(x: Scaled, y: Scaled) -> Tensor:
     """Cosines (..., n, m) float32 of n and m directions, within `slack`; `UNRELATED` where a vector is 0."""
-    cosines = (x.vectors @ y.vectors.mT).mul_(x.factors.unsqueeze(-1)).mul_(y.factors.unsqueeze(-2))
+    cosines = (x.vectors @ y.vectors.mT).float().mul_(x.factors.unsqueeze(-1)).mul_(y.factors.unsqueeze(-2))
     if x.zeros or y.zeros:
         cosines.masked_fill_(x.factors.eq(0).unsqueeze(-1) | y.factors.eq(0).unsqueeze(-2), UNRELATED)
     return cosines
@@ -162,6 +166,28 @@ def pair_cosines(x: Vectors, i: Tensor, y: Vectors, j: Tensor) -> Tensor:
     return torch.cat([exact_cosines(x.rows(u), y.rows(v)) for u, v in pairs])
 
 
+def close_cosines(x: Tokens, i: Tensor, y: Tokens, j: Tensor) -> Tensor:
+    """The same cosines (k,) in float32, within `slack`."""
+    step = max(1, 2 * PAIR_ENTRIES // x.dim)
+    parts = []
+    for u, v in zip(i.split(step), j.split(step), strict=True):
+        one, other = x.scaled(u), y.scaled(v)
+        factors = one.factors * other.factors
+        cosines = (one.vectors * other.vectors).sum(dim=1).mul_(factors)
+        parts.append(cosines.masked_fill_(factors == 0, UNRELATED) if one.zeros or other.zeros else cosines)
+    return torch.cat(parts)
+
+
+def pairs_exceeding(x: Tokens, i: Tensor, y: Tokens, j: Tensor, threshold: float) -> Tensor:
+    """Which exact cosines (k,) of the pairs (x[i], y[j]) exceed a threshold, as bool."""
+    margins = close_cosines(x, i, y, j).sub_(threshold)
+    above = margins > 0
+    unsure = (margins.abs() <= max(x.doubt, y.doubt)).nonzero().view(-1)
+    if len(unsure) > 0:
+        above[unsure] = pair_cosines(x, i[unsure], y, j[unsure]) > threshold
+    return above
+
+
 def exact_products(x: Tensor, y: Tensor) -> Tensor:
     """`exact_cosines` of every row of x (..., n, dim) with every row of y (..., m, dim): (..., n, m) float64."""
     x, y = normalised(x.double()), normalised(y.double())
@@ -173,26 +199,40 @@ def exceeding(
     cosines: Tensor,
     threshold: float,
     doubt: float,
-    lookup: Callable[..., Tensor],
-    exact: Callable[[], Tensor],
+    decide: Callable[..., Tensor],
+    otherwise: Callable[[], Tensor],
+    cost: int,
+    symmetric: bool = False,
 ) -> Tensor:
     """Which exact cosines exceed a threshold: 1 or 0, written over approximate cosines, which saves passes over memory.
 
     Args:
         cosines: (..., rows, columns), off by at most `doubt`.
-        lookup: given the indices of some of them, one (k,) int64 tensor per dimension, returns their exact values.
-        exact: returns all exact values; called if there is more to look up than that is worth.
+        decide: given the indices of some of them, one (k,) int64 tensor per dimension, tells which ones do, as bool.
+        otherwise: finds out about all of them; called if there are more to decide on than that is worth.
+        cost: how many times as long as `otherwise` takes for one, `decide` does.
+        symmetric: rows and columns are the same vectors, so that every decision counts twice.
     """
     margins = cosines.sub_(threshold)
     unsure = margins.abs()
     rows = (unsure.amin(dim=-1) <= doubt).nonzero()
     if len(rows) > 0:
         which, column = (unsure[rows.unbind(1)] <= doubt).nonzero(as_tuple=True)
-        if len(which) * LOOKUP_COST > cosines.numel():
-            return margins.copy_(exact() > threshold)
+        if len(which) * cost > cosines.numel():
+            return otherwise()
         indices = (*rows[which].unbind(1), column)
-        margins[indices] = (lookup(*indices) > threshold).to(margins.dtype)
+        if symmetric:
+            asked = (indices[-2] < column) | (margins[_mirrored(indices)].abs() > doubt)
+            indices = tuple(index[asked] for index in indices)
+        margins[indices] = decide(*indices).to(margins.dtype)
+        if symmetric:
+            margins[_mirrored(indices)] = margins[indices]
     return margins.gt_(0)
+
+
+def _mirrored(indices: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    *graph, row, column = indices
+    return (*graph, column, row)
 
 
 def slack(dim: int, device: torch.device) -> float:

@@ -5,14 +5,17 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from llava.token_compression.coarse import DOUBT, pays, rounded_off
 from llava.token_compression.components import ANYWHERE, BLOCK_ENTRIES, UNRELATED, Window, connected_components, on_grid
 from llava.token_compression.cosine import (
+    CLOSE_COST,
     LOOKUP_COST,
     Scaled,
     Vectors,
     exact_products,
     exceeding,
     pair_cosines,
+    pairs_exceeding,
     products,
     slack,
 )
@@ -41,8 +44,8 @@ class DenseGraphs:
     def components(self, threshold: float, sampled: Tensor | None) -> tuple[Tensor, Tensor]:
         """Labels and degrees, as `threshold_components` in components.py says."""
         labels, degrees = [], []
-        for first, cosines in self._blocks():
-            edges = self._above(first, cosines, on_grid(threshold))
+        for first in range(0, self.tokens.count, self._step):
+            edges = self._edges(first, on_grid(threshold))
             degrees.append(edges.sum(dim=2).view(-1))
             if sampled is not None:
                 of_block = sampled[first : first + len(degrees[-1])].view(-1, self.size)
@@ -79,11 +82,15 @@ class DenseGraphs:
         for first in range(0, self.tokens.count, self._step):
             cosines = self._cosines.get(first)
             if cosines is None:
-                cosines = self._products(slice(first, first + self._step))
-                cosines.diagonal(dim1=1, dim2=2).fill_(UNRELATED)
+                cosines = self._block(first)
             if keep:
                 self._cosines[first] = cosines
             yield first, cosines
+
+    def _block(self, first: int) -> Tensor:
+        cosines = self._products(slice(first, first + self._step))
+        cosines.diagonal(dim1=1, dim2=2).fill_(UNRELATED)
+        return cosines
 
     def _products(self, block: slice) -> Tensor:
         rows = self.tokens.rows(block).view(-1, self.size, self.tokens.dim)
@@ -102,14 +109,35 @@ class DenseGraphs:
         cosines.diagonal(dim1=1, dim2=2).fill_(UNRELATED)
         return cosines
 
+    def _edges(self, first: int, threshold: float) -> Tensor:
+        """Which exact cosines of a block exceed a threshold: 1 or 0, (graphs, n, n)."""
+        tokens = self.tokens
+        if not pays(tokens):
+            return self._above(first, self._block(first), threshold)
+        vectors, factors, zeros = rounded_off(tokens.scaled(slice(first, first + self._step)))
+        directions = Scaled(vectors.view(-1, self.size, tokens.dim), factors.view(-1, self.size), zeros)
+        cosines = products(directions, directions)
+        cosines.diagonal(dim1=1, dim2=2).fill_(UNRELATED)
+
+        def decide(graph: Tensor, i: Tensor, j: Tensor) -> Tensor:
+            before = first + graph * self.size
+            return pairs_exceeding(tokens, before + i, tokens, before + j, threshold)
+
+        def closer() -> Tensor:
+            return self._above(first, self._block(first), threshold)
+
+        return exceeding(cosines, threshold, self.doubt + DOUBT, decide, closer, CLOSE_COST, symmetric=True)
+
     def _above(self, first: int, cosines: Tensor, threshold: float) -> Tensor:
-        """Which exact cosines exceed a threshold: 1 or 0, (graphs, n, n), written over them."""
+        """The same, written over the cosines in float32."""
 
-        def lookup(graph: Tensor, i: Tensor, j: Tensor) -> Tensor:
-            return self._lookup(first + graph * self.size + i, first + graph * self.size + j)
+        def decide(graph: Tensor, i: Tensor, j: Tensor) -> Tensor:
+            return self._lookup(first + graph * self.size + i, first + graph * self.size + j) > threshold
 
-        block = slice(first, first + cosines.shape[0] * self.size)
-        return exceeding(cosines, threshold, self.doubt, lookup, lambda: self._exact(block))
+        def exact() -> Tensor:
+            return (self._exact(slice(first, first + self._step)) > threshold).to(cosines.dtype)
+
+        return exceeding(cosines, threshold, self.doubt, decide, exact, LOOKUP_COST, symmetric=True)
 
     def _boruvka(self, first: int, cosines: Tensor, doubt: float, sampled: Tensor | None) -> Edges:
         """Edges numbered from the block's first vertex on; `cosines` are overwritten."""
