@@ -7,16 +7,17 @@ most 2^-8 of it. So these cosines decide most pairs, and tell which ones are to 
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TypeGuard
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from llava.token_compression.components import join, on_grid
-from llava.token_compression.cosine import CHUNK_ENTRIES, Scaled, Stored, Vectors, pairs_exceeding
-from llava.token_compression.pruned import PENDING_EDGES, LargeGraph
+from llava.token_compression.components import Window, join, on_grid
+from llava.token_compression.cosine import CHUNK_ENTRIES, Scaled, Stored, Vectors, close_cosines, pairs_exceeding
+from llava.token_compression.forest import Edges, Forest, boruvka, exits_among
+from llava.token_compression.pruned import LOOKUPS, LargeGraph
 
 DOUBT = 2.0**-7 + 2.0**-8 + 2.0**-13
 """By how much more than one of float32 a cosine may be off: the last part is for products of these roundings."""
@@ -26,6 +27,9 @@ COLUMNS = 256
 
 ROWS = 2048
 """The others: 1 MB of products stays in the cache."""
+
+PENDING = 2**17
+"""Fours of products that are collected before they are looked at."""
 
 
 @functools.cache
@@ -43,6 +47,10 @@ def pays(vectors: Vectors) -> TypeGuard[Stored]:
 def rounded_off(directions: Scaled) -> Scaled:
     """The directions with vectors in bfloat16."""
     return directions._replace(vectors=directions.vectors.bfloat16())
+
+
+Pairs = tuple[Tensor, Tensor, Tensor]
+"""Numbers u (k,) and v (k,) int64 of vectors, and coarse cosines (k,)."""
 
 
 class CoarseGraph(LargeGraph):
@@ -71,7 +79,7 @@ class CoarseGraph(LargeGraph):
             return super().components(threshold, sampled)
         labels = torch.arange(self.tokens.count)
         degrees = torch.ones_like(labels)
-        for u, v, cosines in self._pairs_above(lambda: threshold - self._doubt):
+        for u, v, cosines in self._pairs_above(threshold - self._doubt):
             above = cosines > threshold + self._doubt
             unsure = above.logical_not().nonzero().view(-1)
             above[unsure] = pairs_exceeding(self.tokens, u[unsure], self.tokens, v[unsure], threshold)
@@ -83,36 +91,84 @@ class CoarseGraph(LargeGraph):
             labels = join(labels, u, v)
         return labels, degrees
 
-    def _pairs_above(self, lowest: Callable[[], float]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Pairs u < v, many at a time, whose coarse cosine, the third tensor, exceeds a positive number.
+    def degrees(self, threshold: float, within: Tensor | None) -> Tensor:
+        """Degrees as `Graphs` in paths.py says."""
+        if threshold <= self._doubt:
+            return super().degrees(threshold, within)
+        return self.components(threshold, None)[1]
+
+    def _forest(self, needed: int, sampled: Tensor | None, exact: bool, window: Window) -> Forest:
+        if exact or window[0] <= self._doubt:
+            return super()._forest(needed, sampled, exact, window)
+        joined = torch.arange(self.tokens.count)
+        pairs: Pairs = (joined[:0], joined[:0], torch.empty(0))
+        for part in self._pairs_above(window[0] - self._doubt):
+            if sampled is not None:
+                part = _chosen(part, (sampled[part[0]] | sampled[part[1]]).nonzero().view(-1))
+            u, v, weights = (torch.cat(columns) for columns in zip(pairs, part, strict=True))
+            above = weights > window[1] + self._doubt
+            joined = join(joined, u[above], v[above])
+            pairs = _chosen((u, v, weights), above.logical_not().nonzero().view(-1))
+            pairs = _chosen(pairs, self._bridges(joined, pairs, needed, window))
+        u, v, _ = pairs
+        edges = Edges.between(u, v, close_cosines(self.tokens, u, self.tokens, v), self.tokens.doubt)
+        edges = edges[(edges.weight - edges.doubt > window[0]).nonzero().view(-1)]  # none of which has been missed
+        forest = boruvka(joined, exits_among(edges), self._lookup, LOOKUPS * self.tokens.count)
+        return Forest(forest, self.tokens.count, self._lookup, joined)
+
+    def _bridges(self, joined: Tensor, pairs: Pairs, needed: int, window: Window) -> Tensor:
+        """Indices of the pairs in a window that its forest may need.
+
+        From the strongest pairs down, a pair is left out if surely stronger ones join its ends. All pairs are left out
+        that are surely weaker than the last of the edges needed.
+
+        Args:
+            joined: labels of what is joined by pairs surely stronger than the window.
+        """
+        u, v, weights = pairs
+        step, level = 2 * self._doubt, min(window[1], 1.0) + self._doubt
+        surely, labels, found, further = joined, joined, [joined[:0]], 2
+        while level > window[0] - self._doubt and further > 0:
+            band = ((weights <= level) & (weights > level - step)).nonzero().view(-1)
+            band = band[surely[u[band]] != surely[v[band]]]
+            found.append(band)
+            surely, labels = labels, join(labels, u[band], v[band])
+            if int((labels != torch.arange(len(labels))).sum()) >= needed:
+                further -= 1
+            level -= step
+        return torch.cat(found)
+
+    def _pairs_above(self, lowest: float) -> Iterator[Pairs]:
+        """Pairs u < v, many at a time, whose coarse cosine exceeds a positive number.
 
         There are few, so four cosines are looked at as one integer that is not 0.
         """
+        limit = math.floor(256 * lowest) / 256  # a number that bfloat16 has
         packed, places, count = [], [], 0
         for start in range(0, self.tokens.count, COLUMNS):
             columns = self._units[start : start + COLUMNS].mT
             for top in range(start, self.tokens.count, ROWS):
                 cosines = self._units[top : top + ROWS] @ columns
-                fours = functional.threshold(cosines, lowest(), 0.0, inplace=True).view(torch.int64).view(-1)
+                fours = functional.threshold(cosines, limit, 0.0, inplace=True).view(torch.int64).view(-1)
                 found = fours.nonzero().view(-1)
                 packed.append(fours[found])
                 places.append(found + (start // COLUMNS * len(self._units) + top) * (COLUMNS // 4))
                 count += len(found)
-                if count > PENDING_EDGES:
-                    yield self._unpacked(torch.cat(packed), torch.cat(places))
+                if count > PENDING:
+                    yield self._unpacked(torch.cat(packed), torch.cat(places), lowest)
                     packed, places, count = [], [], 0
-        if count > 0:
-            yield self._unpacked(torch.cat(packed), torch.cat(places))
+        if packed:
+            yield self._unpacked(torch.cat(packed), torch.cat(places), lowest)
 
-    def _unpacked(self, packed: Tensor, places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        cosines = packed.view(torch.bfloat16).view(-1, 4)
-        which, offset = (cosines > 0).nonzero(as_tuple=True)
+    def _unpacked(self, packed: Tensor, places: Tensor, lowest: float) -> Pairs:
+        cosines = packed.view(torch.bfloat16).view(-1, 4).float()
+        which, offset = (cosines > lowest).nonzero(as_tuple=True)
         line, column = places[which] // (COLUMNS // 4), places[which] % (COLUMNS // 4)
         u, v = line // len(self._units) * COLUMNS + 4 * column + offset, line % len(self._units)
-        once = (u < v).nonzero().view(-1)
-        values = cosines[which[once], offset[once]].float()
-        return (
-            u[once],
-            v[once],
-            values.clamp_(max=1),
-        )  # no cosine is larger, but products of 1 and more are rounded more
+        values = cosines[which, offset].clamp_(max=1)  # no cosine is larger, but larger products are rounded more
+        return _chosen((u, v, values), (u < v).nonzero().view(-1))
+
+
+def _chosen(pairs: Pairs, index: Tensor) -> Pairs:
+    u, v, weights = pairs
+    return u[index], v[index], weights[index]

@@ -36,7 +36,7 @@ WAYS = {
         **{(pruned, "ROWS"): 16, (pruned, "PRUNED_SIZE"): 2},
     },
     "unpruned": {(paths, "DENSE_SIZE"): 2, (pruned, "ROWS"): 8, (pruned, "PENDING_EDGES"): 100},
-    "rounded off": {(coarse, "has_matrix_unit"): lambda: True, (paths, "DENSE_SIZE"): 2, (coarse, "PENDING_EDGES"): 9},
+    "rounded off": {(coarse, "has_matrix_unit"): lambda: True, (paths, "DENSE_SIZE"): 2, (coarse, "PENDING"): 9},
     "means on demand": {(means, "STORED_ENTRIES"): 0, (paths, "DENSE_SIZE"): 2, (pruned, "PRUNED_SIZE"): 2},
 }
 KINDS = ("clustered", "noise", "duplicates", "constant", "zeros")
