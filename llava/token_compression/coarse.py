@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from llava.token_compression.components import Window, join, on_grid
-from llava.token_compression.cosine import CHUNK_ENTRIES, Scaled, Stored, Vectors, close_cosines, pairs_exceeding
+from llava.token_compression.cosine import CHUNK_ENTRIES, Stored, Vectors, close_cosines, pairs_exceeding
 from llava.token_compression.forest import Edges, Forest, boruvka, exits_among
 from llava.token_compression.pruned import LOOKUPS, LargeGraph
 
@@ -44,9 +44,13 @@ def pays(vectors: Vectors) -> TypeGuard[Stored]:
     return isinstance(vectors, Stored) and vectors.device.type == "cpu" and has_matrix_unit()
 
 
-def rounded_off(directions: Scaled) -> Scaled:
-    """The directions with vectors in bfloat16."""
-    return directions._replace(vectors=directions.vectors.bfloat16())
+class Coarse:
+    """Stored tokens, with directions in bfloat16."""
+
+    def __init__(self, source: Stored):
+        self.count, self.dim, self.device = source.count, source.dim, source.device
+        self.rows, self.scaled = source.rows, source.rounded_off
+        self.doubt = source.doubt + DOUBT
 
 
 Pairs = tuple[Tensor, Tensor, Tensor]

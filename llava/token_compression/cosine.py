@@ -22,6 +22,9 @@ from llava.token_compression.components import UNRELATED, normalised, rounded
 CHUNK_ENTRIES = 2**20
 """Vector entries converted at a time where whole vectors are visited: 8 MB of float64."""
 
+ROUNDED_ENTRIES = 2**25
+"""Up to so many entries (64 MB) the roundings of vectors are kept."""
+
 PAIR_ENTRIES = 2**17
 """Vector entries looked up at a time: 1 MB of float64 stays in the cache, and in memory that is used again."""
 
@@ -113,6 +116,17 @@ class Stored:
         if self._inverse_lengths is None:
             return Scaled.of(self.rows(index))
         return Scaled(self.rows(index), self._inverse_lengths[index], False)
+
+    @functools.cached_property
+    def _rounded(self) -> Tensor | None:
+        return self.values.bfloat16() if self.values.numel() <= ROUNDED_ENTRIES else None
+
+    def rounded_off(self, index: Tensor | slice) -> Scaled:
+        """The same with vectors in bfloat16, see coarse.py."""
+        if self._inverse_lengths is None or self._rounded is None:
+            directions = self.scaled(index)
+            return directions._replace(vectors=directions.vectors.bfloat16())
+        return Scaled(self._rounded[index], self._inverse_lengths[index], False)
 
 
 class Halved:

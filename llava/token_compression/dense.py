@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from llava.token_compression.coarse import DOUBT, pays, rounded_off
+from llava.token_compression.coarse import Coarse, pays
 from llava.token_compression.components import ANYWHERE, BLOCK_ENTRIES, UNRELATED, Window, connected_components, on_grid
 from llava.token_compression.cosine import (
     CLOSE_COST,
@@ -114,7 +114,8 @@ class DenseGraphs:
         tokens = self.tokens
         if not pays(tokens):
             return self._above(first, self._block(first), threshold)
-        vectors, factors, zeros = rounded_off(tokens.scaled(slice(first, first + self._step)))
+        coarse = Coarse(tokens)
+        vectors, factors, zeros = coarse.scaled(slice(first, first + self._step))
         directions = Scaled(vectors.view(-1, self.size, tokens.dim), factors.view(-1, self.size), zeros)
         cosines = products(directions, directions)
         cosines.diagonal(dim1=1, dim2=2).fill_(UNRELATED)
@@ -126,7 +127,7 @@ class DenseGraphs:
         def closer() -> Tensor:
             return self._above(first, self._block(first), threshold)
 
-        return exceeding(cosines, threshold, self.doubt + DOUBT, decide, closer, CLOSE_COST, symmetric=True)
+        return exceeding(cosines, threshold, coarse.doubt, decide, closer, CLOSE_COST, symmetric=True)
 
     def _above(self, first: int, cosines: Tensor, threshold: float) -> Tensor:
         """The same, written over the cosines in float32."""

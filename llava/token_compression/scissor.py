@@ -42,11 +42,11 @@ MAX_CUTS = 5
 it is not the last."""
 
 
-@register("scissor", takes_threshold=True, any_dtype=True)
-def scissor(features: Tensor, config: CompressionConfig, budget: int | None) -> Kept:
+@register("scissor", takes_threshold=True, any_dtype=True, takes_tokens=True)
+def scissor(features: Tensor, config: CompressionConfig, budget: int | None, tokens: Stored | None = None) -> Kept:
     """Semantic Connected Components within frames and over all frames, by threshold or to an exact count."""
     frames = features.shape[0]
-    tokens = Stored(features.flatten(0, 1))
+    tokens = tokens or Stored(features.flatten(0, 1))
     steps = Steps(path_for(tokens), config)
     if budget is None:
         assert config.similarity_threshold is not None

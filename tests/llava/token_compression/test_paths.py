@@ -138,7 +138,7 @@ def test_rounding_off_moves_cosines_by_no_more_than_is_said(dim):
     worst = torch.tensor([1 + 0.99 * 2.0**-8, 1 + 1.01 * 2.0**-8]).unsqueeze(1).expand(2, dim)
     random = torch.randn(60, dim, generator=torch.Generator().manual_seed(0)) ** 3
     tokens = Stored(torch.cat([worst, 3 * worst, random]))
-    rounded = coarse.rounded_off(tokens.scaled(slice(None)))
+    rounded = coarse.Coarse(tokens).scaled(slice(None))
     off = (cosine.products(rounded, rounded) - cosine.exact_products(tokens.values, tokens.values)).abs()
     assert 2.0**-7.5 < off.max() <= coarse.DOUBT + tokens.doubt
 
