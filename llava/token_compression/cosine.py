@@ -99,13 +99,15 @@ class Stored:
 
     @functools.cached_property
     def lengths(self) -> Tensor:
-        """(n,) in the dtype of the tensor; not finite for a vector with NaN or infinity in it, or a very long one."""
-        return torch.linalg.vector_norm(self.values, dim=1)
+        """(n,) float32 or float64; not finite for a vector with NaN or infinity in it, or a very long one."""
+        step = self.count if self.values.element_size() > 2 else max(1, CHUNK_ENTRIES // self.dim)
+        parts = (self.rows(slice(start, start + step)) for start in range(0, self.count, step))
+        return torch.cat([torch.linalg.vector_norm(part, dim=1) for part in parts])
 
     @functools.cached_property
     def _inverse_lengths(self) -> Tensor | None:
-        """Of float32 vectors none of which is 0, or so short or long that products might under- or overflow."""
-        moderate = self.values.dtype == torch.float32 and ((self.lengths > 1e-15) & (self.lengths < 1e15)).all()
+        """Where no vector is 0, or so short or long that products in float32 might under- or overflow."""
+        moderate = self.values.dtype != torch.float64 and ((self.lengths > 1e-15) & (self.lengths < 1e15)).all()
         return 1 / self.lengths if moderate else None
 
     def rows(self, index: Tensor | slice) -> Tensor:
