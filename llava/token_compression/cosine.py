@@ -184,12 +184,12 @@ def pair_cosines(x: Vectors, i: Tensor, y: Vectors, j: Tensor) -> Tensor:
 
 def close_cosines(x: Tokens, i: Tensor, y: Tokens, j: Tensor) -> Tensor:
     """The same cosines (k,) in float32, within `slack`."""
-    step = max(1, 2 * PAIR_ENTRIES // x.dim)
+    step = max(1, PAIR_ENTRIES // 2 // x.dim)
     parts = []
     for u, v in zip(i.split(step), j.split(step), strict=True):
         one, other = x.scaled(u), y.scaled(v)
         factors = one.factors * other.factors
-        cosines = (one.vectors * other.vectors).sum(dim=1).mul_(factors)
+        cosines = one.vectors.mul_(other.vectors).sum(dim=1).mul_(factors)  # vectors that are indexed are copies
         parts.append(cosines.masked_fill_(factors == 0, UNRELATED) if one.zeros or other.zeros else cosines)
     return torch.cat(parts)
 
