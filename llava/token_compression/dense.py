@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from llava.token_compression.coarse import Coarse, pays
 from llava.token_compression.components import ANYWHERE, BLOCK_ENTRIES, UNRELATED, Window, connected_components, on_grid
@@ -146,18 +147,21 @@ class DenseGraphs:
         if sampled is not None:
             ends = sampled.view(-1, n)
             cosines.masked_fill_(~(ends[:, :, None] | ends[:, None]), UNRELATED)
-        cosines.masked_fill_(cosines <= UNRELATED, -torch.inf)
+        functional.threshold(cosines, UNRELATED, -torch.inf, inplace=True)
         rows = cosines.view(-1, n)
+        numbers = torch.arange(len(rows), device=rows.device)
 
         def exits(labels: Tensor) -> Edges:
-            own = labels.to(torch.int32).view(-1, n)
-            cosines.masked_fill_(own[:, :, None] == own[:, None], -torch.inf)
+            if labels is not numbers:
+                own = labels.to(torch.int32).view(-1, n)
+                cosines.masked_fill_(own[:, :, None] == own[:, None], -torch.inf)
             best = rows.amax(dim=1)
             lowest = torch.full_like(best, -torch.inf).scatter_reduce_(0, labels, best, "amax")[labels] - 2 * doubt
             ends = ((best >= lowest) & (best > -torch.inf)).nonzero().view(-1)
-            near, other = (rows[ends] >= lowest[ends, None]).nonzero(as_tuple=True)
-            u = ends[near]
+            everywhere = len(ends) == len(rows)  # in the first round, as a rule: then nothing need be copied
+            near = rows >= lowest[:, None] if everywhere else rows[ends] >= lowest[ends, None]
+            end, other = near.nonzero(as_tuple=True)
+            u = ends[end]
             return Edges.between(u, u // n * n + other, rows[u, other], doubt)
 
-        numbers = torch.arange(len(rows), device=rows.device)
         return boruvka(numbers, exits, lambda u, v: self._lookup(u + first, v + first), cosines.numel() // LOOKUP_COST)
