@@ -71,6 +71,7 @@ class CoarseGraph(LargeGraph):
             exact, units = vectors * factors.unsqueeze(1), self._units[start : start + len(vectors)]
             units.copy_(exact)
             moved = max(moved, float(torch.linalg.vector_norm(exact.sub_(units.float()), dim=1).max()))
+        self._found: tuple[float, Pairs] | None = None  # all pairs above a number, if they are few
         self._doubt = tokens.doubt + 2 * moved + moved**2 + 2.0**-9  # the last for products of 0.5 to 1
 
     def _prepare(self) -> None:
@@ -147,8 +148,11 @@ class CoarseGraph(LargeGraph):
 
         There are few, so four cosines are looked at as one integer that is not 0.
         """
+        if self._found is not None and self._found[0] <= lowest:
+            yield _chosen(self._found[1], (self._found[1][2] > lowest).nonzero().view(-1))
+            return
         limit = math.floor(256 * lowest) / 256  # a number that bfloat16 has
-        packed, places, count = [], [], 0
+        packed, places, count, complete = [], [], 0, True
         for start in range(0, self.tokens.count, COLUMNS):
             columns = self._units[start : start + COLUMNS].mT
             for top in range(start, self.tokens.count, ROWS):
@@ -160,9 +164,12 @@ class CoarseGraph(LargeGraph):
                 count += len(found)
                 if count > PENDING:
                     yield self._unpacked(torch.cat(packed), torch.cat(places), lowest)
-                    packed, places, count = [], [], 0
+                    packed, places, count, complete = [], [], 0, False
         if packed:
-            yield self._unpacked(torch.cat(packed), torch.cat(places), lowest)
+            pairs = self._unpacked(torch.cat(packed), torch.cat(places), lowest)
+            if complete:
+                self._found = lowest, pairs
+            yield pairs
 
     def _unpacked(self, packed: Tensor, places: Tensor, lowest: float) -> Pairs:
         cosines = packed.view(torch.bfloat16).view(-1, 4).float()
