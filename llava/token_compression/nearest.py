@@ -22,7 +22,7 @@ FEW = 512
 FEW_ENTRIES = 3 * 2**18
 """The same for so many entries of all kept tokens together."""
 
-COARSE_FEW = 2**13
+COARSE_FEW = 3 * 2**10
 """The same where products of rounded vectors are faster."""
 
 COARSE_ENTRIES = 2**20
