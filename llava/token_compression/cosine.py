@@ -31,7 +31,6 @@ PAIR_ENTRIES = 2**17
 LOOKUP_COST = 16
 """How many cosines of a float64 matrix product take about as long as one looked up."""
 
-
 CLOSE_COST = 64
 """How many cosines of a float32 matrix product take about as long as one by itself."""
 
@@ -161,7 +160,7 @@ class Halved:
 
 
 def products(x: Scaled, y: Scaled) -> Tensor:
-    """Cosines (..., n, m) float32 of n and m directions, within `slack`; `UNRELATED` where a vector is 0."""
+    """Cosines (..., n, m) float32 of n and m directions, within their doubt; `UNRELATED` where a vector is 0."""
     cosines = (x.vectors @ y.vectors.mT).float().mul_(x.factors.unsqueeze(-1)).mul_(y.factors.unsqueeze(-2))
     if x.zeros or y.zeros:
         cosines.masked_fill_(x.factors.eq(0).unsqueeze(-1) | y.factors.eq(0).unsqueeze(-2), UNRELATED)
