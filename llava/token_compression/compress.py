@@ -152,6 +152,8 @@ def _keep(features: Tensor, config: CompressionConfig, inputs: dict[str, object]
         everything = select(features, torch.arange(tokens.count, device=features.device))
         return everything, everything.membership
     method, precise = get_method(config.method), torch.promote_types(features.dtype, torch.float32)
+    if method.takes_tokens:
+        inputs = {**inputs, "tokens": tokens}
     kept = method.keep(features if method.any_dtype else features.to(precise).contiguous(), config, budget, **inputs)
     if not config.merge:
         return kept, kept.membership

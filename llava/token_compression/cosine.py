@@ -22,11 +22,17 @@ from llava.token_compression.components import UNRELATED, normalised, rounded
 CHUNK_ENTRIES = 2**20
 """Vector entries converted at a time where whole vectors are visited: 8 MB of float64."""
 
+ROUNDED_ENTRIES = 2**25
+"""Up to so many entries (64 MB) the roundings of vectors are kept."""
+
 PAIR_ENTRIES = 2**17
 """Vector entries looked up at a time: 1 MB of float64 stays in the cache, and in memory that is used again."""
 
 LOOKUP_COST = 16
 """How many cosines of a float64 matrix product take about as long as one looked up."""
+
+CLOSE_COST = 64
+"""How many cosines of a float32 matrix product take about as long as one by itself."""
 
 
 class Vectors(Protocol):
@@ -62,7 +68,7 @@ class Tokens(Vectors, Protocol):
 
 
 class Scaled(NamedTuple):
-    """Directions in float32, whose products neither under- nor overflow.
+    """Directions in float32, or rounded off as coarse.py says, whose products neither under- nor overflow.
 
     Attributes:
         vectors: (..., dim).
@@ -92,13 +98,15 @@ class Stored:
 
     @functools.cached_property
     def lengths(self) -> Tensor:
-        """(n,) in the dtype of the tensor; not finite for a vector with NaN or infinity in it, or a very long one."""
-        return torch.linalg.vector_norm(self.values, dim=1)
+        """(n,) float32 or float64; not finite for a vector with NaN or infinity in it, or a very long one."""
+        step = self.count if self.values.element_size() > 2 else max(1, CHUNK_ENTRIES // self.dim)
+        parts = (self.rows(slice(start, start + step)) for start in range(0, self.count, step))
+        return torch.cat([torch.linalg.vector_norm(part, dim=1) for part in parts])
 
     @functools.cached_property
     def _inverse_lengths(self) -> Tensor | None:
-        """Of float32 vectors none of which is 0, or so short or long that products might under- or overflow."""
-        moderate = self.values.dtype == torch.float32 and ((self.lengths > 1e-15) & (self.lengths < 1e15)).all()
+        """Where no vector is 0, or so short or long that products in float32 might under- or overflow."""
+        moderate = self.values.dtype != torch.float64 and ((self.lengths > 1e-15) & (self.lengths < 1e15)).all()
         return 1 / self.lengths if moderate else None
 
     def rows(self, index: Tensor | slice) -> Tensor:
@@ -109,6 +117,17 @@ class Stored:
         if self._inverse_lengths is None:
             return Scaled.of(self.rows(index))
         return Scaled(self.rows(index), self._inverse_lengths[index], False)
+
+    @functools.cached_property
+    def _rounded(self) -> Tensor | None:
+        return self.values.bfloat16() if self.values.numel() <= ROUNDED_ENTRIES else None
+
+    def rounded_off(self, index: Tensor | slice) -> Scaled:
+        """The same with vectors in bfloat16, see coarse.py."""
+        if self._inverse_lengths is None or self._rounded is None:
+            directions = self.scaled(index)
+            return directions._replace(vectors=directions.vectors.bfloat16())
+        return Scaled(self._rounded[index], self._inverse_lengths[index], False)
 
 
 class Halved:
@@ -141,8 +160,8 @@ class Halved:
 
 
 def products(x: Scaled, y: Scaled) -> Tensor:
-    """Cosines (..., n, m) float32 of n and m directions, within `slack`; `UNRELATED` where a vector is 0."""
-    cosines = (x.vectors @ y.vectors.mT).mul_(x.factors.unsqueeze(-1)).mul_(y.factors.unsqueeze(-2))
+    """Cosines (..., n, m) float32 of n and m directions, within their doubt; `UNRELATED` where a vector is 0."""
+    cosines = (x.vectors @ y.vectors.mT).float().mul_(x.factors.unsqueeze(-1)).mul_(y.factors.unsqueeze(-2))
     if x.zeros or y.zeros:
         cosines.masked_fill_(x.factors.eq(0).unsqueeze(-1) | y.factors.eq(0).unsqueeze(-2), UNRELATED)
     return cosines
@@ -162,6 +181,28 @@ def pair_cosines(x: Vectors, i: Tensor, y: Vectors, j: Tensor) -> Tensor:
     return torch.cat([exact_cosines(x.rows(u), y.rows(v)) for u, v in pairs])
 
 
+def close_cosines(x: Tokens, i: Tensor, y: Tokens, j: Tensor) -> Tensor:
+    """The same cosines (k,) in float32, within `slack`."""
+    step = max(1, PAIR_ENTRIES // 2 // x.dim)
+    parts = []
+    for u, v in zip(i.split(step), j.split(step), strict=True):
+        one, other = x.scaled(u), y.scaled(v)
+        factors = one.factors * other.factors
+        cosines = one.vectors.mul_(other.vectors).sum(dim=1).mul_(factors)  # vectors that are indexed are copies
+        parts.append(cosines.masked_fill_(factors == 0, UNRELATED) if one.zeros or other.zeros else cosines)
+    return torch.cat(parts)
+
+
+def pairs_exceeding(x: Tokens, i: Tensor, y: Tokens, j: Tensor, threshold: float) -> Tensor:
+    """Which exact cosines (k,) of the pairs (x[i], y[j]) exceed a threshold, as bool."""
+    margins = close_cosines(x, i, y, j).sub_(threshold)
+    above = margins > 0
+    unsure = (margins.abs() <= max(x.doubt, y.doubt)).nonzero().view(-1)
+    if len(unsure) > 0:
+        above[unsure] = pair_cosines(x, i[unsure], y, j[unsure]) > threshold
+    return above
+
+
 def exact_products(x: Tensor, y: Tensor) -> Tensor:
     """`exact_cosines` of every row of x (..., n, dim) with every row of y (..., m, dim): (..., n, m) float64."""
     x, y = normalised(x.double()), normalised(y.double())
@@ -173,23 +214,40 @@ def exceeding(
     cosines: Tensor,
     threshold: float,
     doubt: float,
-    lookup: Callable[..., Tensor],
-    exact: Callable[[], Tensor],
+    decide: Callable[..., Tensor],
+    otherwise: Callable[[], Tensor],
+    cost: int,
+    symmetric: bool = False,
 ) -> Tensor:
-    """Which exact cosines exceed a threshold, as a bool tensor of the shape of approximate ones.
+    """Which exact cosines exceed a threshold: 1 or 0, written over approximate cosines, which saves passes over memory.
 
     Args:
-        cosines: off by at most `doubt`.
-        lookup: given the indices of some of them, one (k,) int64 tensor per dimension, returns their exact values.
-        exact: returns all exact values; called if there is more to look up than that is worth.
+        cosines: (..., rows, columns), off by at most `doubt`.
+        decide: given the indices of some of them, one (k,) int64 tensor per dimension, tells which ones do, as bool.
+        otherwise: finds out about all of them; called if there are more to decide on than that is worth.
+        cost: how many times as long as `otherwise` takes for one, `decide` does.
+        symmetric: rows and columns are the same vectors, so that every decision counts twice.
     """
-    above = cosines > threshold + doubt
-    unsure = ((cosines > threshold - doubt) ^ above).nonzero(as_tuple=True)
-    if len(unsure[0]) * LOOKUP_COST > cosines.numel():
-        return exact() > threshold
-    if len(unsure[0]) > 0:
-        above[unsure] = lookup(*unsure) > threshold
-    return above
+    margins = cosines.sub_(threshold)
+    unsure = margins.abs()
+    rows = (unsure.amin(dim=-1) <= doubt).nonzero()
+    if len(rows) > 0:
+        which, column = (unsure[rows.unbind(1)] <= doubt).nonzero(as_tuple=True)
+        if len(which) * cost > cosines.numel():
+            return otherwise()
+        indices = (*rows[which].unbind(1), column)
+        if symmetric:
+            asked = (indices[-2] < column) | (margins[_mirrored(indices)].abs() > doubt)
+            indices = tuple(index[asked] for index in indices)
+        margins[indices] = decide(*indices).to(margins.dtype)
+        if symmetric:
+            margins[_mirrored(indices)] = margins[indices]
+    return margins.gt_(0)
+
+
+def _mirrored(indices: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    *graph, row, column = indices
+    return (*graph, column, row)
 
 
 def slack(dim: int, device: torch.device) -> float:

@@ -4,15 +4,19 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
+from llava.token_compression.coarse import Coarse, pays
 from llava.token_compression.components import ANYWHERE, BLOCK_ENTRIES, UNRELATED, Window, connected_components, on_grid
 from llava.token_compression.cosine import (
+    CLOSE_COST,
     LOOKUP_COST,
     Scaled,
     Vectors,
     exact_products,
     exceeding,
     pair_cosines,
+    pairs_exceeding,
     products,
     slack,
 )
@@ -41,20 +45,20 @@ class DenseGraphs:
     def components(self, threshold: float, sampled: Tensor | None) -> tuple[Tensor, Tensor]:
         """Labels and degrees, as `threshold_components` in components.py says."""
         labels, degrees = [], []
-        for first, cosines in self._blocks():
-            edges = self._above(first, cosines, on_grid(threshold))
-            degrees.append(edges.sum(dim=2, dtype=torch.int32).view(-1) + 1)
+        for first in range(0, self.tokens.count, self._step):
+            edges = self._edges(first, on_grid(threshold))
+            degrees.append(edges.sum(dim=2).view(-1))
             if sampled is not None:
                 of_block = sampled[first : first + len(degrees[-1])].view(-1, self.size)
-                edges &= of_block[:, :, None] | of_block[:, None]
+                edges.mul_(of_block[:, :, None] | of_block[:, None])
             own = connected_components(edges)
             labels.append((own + first + self.size * torch.arange(len(own), device=own.device)[:, None]).view(-1))
-        return torch.cat(labels), torch.cat(degrees).long()
+        return torch.cat(labels), torch.cat(degrees).long() + 1
 
     def degrees(self, threshold: float, within: Tensor | None) -> Tensor:
         """Degrees as `Graphs` in paths.py says."""
-        above = (self._above(first, cosines, threshold) for first, cosines in self._blocks())
-        return torch.cat([edges.sum(dim=2, dtype=torch.int32).view(-1) + 1 for edges in above]).long()
+        above = (self._above(first, cosines.clone(), threshold) for first, cosines in self._blocks())
+        return torch.cat([edges.sum(dim=2).view(-1) for edges in above]).long() + 1
 
     def forest(self, needed: int, sampled: Tensor | None, window: Window = ANYWHERE) -> Forest:
         """The whole maximum spanning forest of all graphs."""
@@ -79,11 +83,15 @@ class DenseGraphs:
         for first in range(0, self.tokens.count, self._step):
             cosines = self._cosines.get(first)
             if cosines is None:
-                cosines = self._products(slice(first, first + self._step))
-                cosines.diagonal(dim1=1, dim2=2).fill_(UNRELATED)
+                cosines = self._block(first)
             if keep:
                 self._cosines[first] = cosines
             yield first, cosines
+
+    def _block(self, first: int) -> Tensor:
+        cosines = self._products(slice(first, first + self._step))
+        cosines.diagonal(dim1=1, dim2=2).fill_(UNRELATED)
+        return cosines
 
     def _products(self, block: slice) -> Tensor:
         rows = self.tokens.rows(block).view(-1, self.size, self.tokens.dim)
@@ -102,14 +110,36 @@ class DenseGraphs:
         cosines.diagonal(dim1=1, dim2=2).fill_(UNRELATED)
         return cosines
 
+    def _edges(self, first: int, threshold: float) -> Tensor:
+        """Which exact cosines of a block exceed a threshold: 1 or 0, (graphs, n, n)."""
+        tokens = self.tokens
+        if not pays(tokens):
+            return self._above(first, self._block(first), threshold)
+        coarse = Coarse(tokens)
+        vectors, factors, zeros = coarse.scaled(slice(first, first + self._step))
+        directions = Scaled(vectors.view(-1, self.size, tokens.dim), factors.view(-1, self.size), zeros)
+        cosines = products(directions, directions)
+        cosines.diagonal(dim1=1, dim2=2).fill_(UNRELATED)
+
+        def decide(graph: Tensor, i: Tensor, j: Tensor) -> Tensor:
+            before = first + graph * self.size
+            return pairs_exceeding(tokens, before + i, tokens, before + j, threshold)
+
+        def closer() -> Tensor:
+            return self._above(first, self._block(first), threshold)
+
+        return exceeding(cosines, threshold, coarse.doubt, decide, closer, CLOSE_COST, symmetric=True)
+
     def _above(self, first: int, cosines: Tensor, threshold: float) -> Tensor:
-        """Which exact cosines exceed a threshold: (graphs, n, n) bool."""
+        """The same, written over the cosines in float32."""
 
-        def lookup(graph: Tensor, i: Tensor, j: Tensor) -> Tensor:
-            return self._lookup(first + graph * self.size + i, first + graph * self.size + j)
+        def decide(graph: Tensor, i: Tensor, j: Tensor) -> Tensor:
+            return self._lookup(first + graph * self.size + i, first + graph * self.size + j) > threshold
 
-        block = slice(first, first + cosines.shape[0] * self.size)
-        return exceeding(cosines, threshold, self.doubt, lookup, lambda: self._exact(block))
+        def exact() -> Tensor:
+            return (self._exact(slice(first, first + self._step)) > threshold).to(cosines.dtype)
+
+        return exceeding(cosines, threshold, self.doubt, decide, exact, LOOKUP_COST, symmetric=True)
 
     def _boruvka(self, first: int, cosines: Tensor, doubt: float, sampled: Tensor | None) -> Edges:
         """Edges numbered from the block's first vertex on; `cosines` are overwritten."""
@@ -117,18 +147,21 @@ class DenseGraphs:
         if sampled is not None:
             ends = sampled.view(-1, n)
             cosines.masked_fill_(~(ends[:, :, None] | ends[:, None]), UNRELATED)
-        cosines.masked_fill_(cosines <= UNRELATED, -torch.inf)
+        functional.threshold(cosines, UNRELATED, -torch.inf, inplace=True)
         rows = cosines.view(-1, n)
+        numbers = torch.arange(len(rows), device=rows.device)
 
         def exits(labels: Tensor) -> Edges:
-            own = labels.to(torch.int32).view(-1, n)
-            cosines.masked_fill_(own[:, :, None] == own[:, None], -torch.inf)
+            if labels is not numbers:
+                own = labels.to(torch.int32).view(-1, n)
+                cosines.masked_fill_(own[:, :, None] == own[:, None], -torch.inf)
             best = rows.amax(dim=1)
             lowest = torch.full_like(best, -torch.inf).scatter_reduce_(0, labels, best, "amax")[labels] - 2 * doubt
             ends = ((best >= lowest) & (best > -torch.inf)).nonzero().view(-1)
-            near, other = (rows[ends] >= lowest[ends, None]).nonzero(as_tuple=True)
-            u = ends[near]
+            everywhere = len(ends) == len(rows)  # in the first round, as a rule: then nothing need be copied
+            near = rows >= lowest[:, None] if everywhere else rows[ends] >= lowest[ends, None]
+            end, other = near.nonzero(as_tuple=True)
+            u = ends[end]
             return Edges.between(u, u // n * n + other, rows[u, other], doubt)
 
-        numbers = torch.arange(len(rows), device=rows.device)
         return boruvka(numbers, exits, lambda u, v: self._lookup(u + first, v + first), cosines.numel() // LOOKUP_COST)

@@ -128,7 +128,7 @@ def _strongest_exits(edges: Edges, labels: Tensor, exact: Exact, limit: int) -> 
     near, ends = _near_best(edges, labels)
     rivals = torch.bincount(ends[near], minlength=len(labels))
     edges.settle((near & (rivals[ends] > 1)).any(dim=0).nonzero().view(-1), exact, limit)
-    order = edges.strongest_first()
+    order = edges.weight.argsort(descending=True, stable=True)  # distinct edges ascend by (u, v)
     rank = torch.arange(len(order), device=labels.device)
     first = torch.full_like(labels, len(order))
     for end in ends:

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from llava.token_compression.coarse import CoarseGraph, pays
 from llava.token_compression.components import ANYWHERE, Window
 from llava.token_compression.cosine import Halved, Stored, Tokens, Vectors
 from llava.token_compression.dense import DenseGraphs
@@ -20,6 +21,10 @@ PLAIN_ENTRIES = 2**18
 
 DENSE_SIZE = 512
 """A graph of up to so many vertices is computed whole."""
+
+
+COARSE_SIZE = 2**13
+"""Of up to so many vectors all products of rounded ones, where they are fast, take less time than sketches."""
 
 
 class SpanningTrees(Protocol):
@@ -77,6 +82,8 @@ class Path:
 def _fast_graphs(vectors: Vectors, graphs: int) -> Graphs:
     if graphs > 1 or vectors.count <= DENSE_SIZE:
         return DenseGraphs(vectors, graphs)
+    if pays(vectors) and vectors.count <= COARSE_SIZE:
+        return CoarseGraph(vectors)
     return LargeGraph(vectors if isinstance(vectors, Stored) else Halved(vectors))
 
 

@@ -14,7 +14,14 @@ import torch
 from torch import Tensor
 
 from llava.token_compression.components import ANYWHERE, UNRELATED, Window, join, on_grid
-from llava.token_compression.cosine import Tokens, exact_products, exceeding, pair_cosines, products
+from llava.token_compression.cosine import (
+    LOOKUP_COST,
+    Tokens,
+    exact_products,
+    exceeding,
+    pair_cosines,
+    products,
+)
 from llava.token_compression.forest import Forest, Gathering, TooCloseError, completed, forest_within
 from llava.token_compression.sketch import Sketch
 
@@ -72,9 +79,16 @@ class Part:
             cosines.masked_fill_(~(self.sampled[self.u, None] | self.sampled[self.v]), UNRELATED)
         return cosines
 
-    def lookup(self, i: Tensor, j: Tensor) -> Tensor:
-        """Exact cosines (k,) of the pairs (u[i], v[j])."""
-        return pair_cosines(self.tokens, self.u[i], self.tokens, self.v[j])
+    def above(self, threshold: float) -> Tensor:
+        """Which exact cosines exceed a threshold: (r, c), 1 or 0."""
+
+        def decide(i: Tensor, j: Tensor) -> Tensor:
+            return pair_cosines(self.tokens, self.u[i], self.tokens, self.v[j]) > threshold
+
+        def exact() -> Tensor:
+            return (self.cosines(exact=True) > threshold).float()
+
+        return exceeding(self.cosines(exact=False), threshold, self.tokens.doubt, decide, exact, LOOKUP_COST)
 
 
 def _consecutive(index: Tensor) -> Tensor | slice:
@@ -195,9 +209,7 @@ class LargeGraph:
         pending = torch.empty(2, PENDING_EDGES + self._largest_part, dtype=torch.int64, device=order.device)
         count = 0
         for part in self._parts(order, reach):
-            exactly = functools.partial(part.cosines, exact=True)
-            above = exceeding(part.cosines(exact=False), threshold, self.tokens.doubt, part.lookup, exactly)
-            i, j = above.nonzero(as_tuple=True)
+            i, j = part.above(threshold).nonzero(as_tuple=True)
             pending[0, count : count + len(i)], pending[1, count : count + len(i)] = part.u[i], part.v[j]
             count += len(i)
             if count > PENDING_EDGES:

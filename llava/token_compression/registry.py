@@ -56,6 +56,7 @@ class Method:
         takes_threshold: whether `similarity_threshold` means something to it.
         any_dtype: whether it takes features of any floating dtype, and converts blocks of them as it goes; if not, it
             gets them in float32, or float64 if they are, and contiguous.
+        takes_tokens: whether it also takes them as `tokens`, a `Stored` whose lengths and the like are used again.
         options: a frozen dataclass of the settings that only this method has, all with defaults; `keep` finds an
             instance of it in `config.options`.
         merge: whether the final merge of all source tokens is part of it; `CompressionConfig(merge=...)` overrides it.
@@ -67,6 +68,7 @@ class Method:
     inputs: tuple[str, ...]
     takes_threshold: bool
     any_dtype: bool
+    takes_tokens: bool
     options: type | None = None
     merge: bool = True
     before: str | None = None
@@ -84,6 +86,7 @@ def register(
     inputs: tuple[str, ...] = (),
     takes_threshold: bool = False,
     any_dtype: bool = False,
+    takes_tokens: bool = False,
     options: type | None = None,
     merge: bool = True,
     before: str | None = None,
@@ -93,7 +96,7 @@ def register(
     def add(keep: Callable[..., Any]) -> Callable[..., Any]:
         if name in _methods:
             raise ValueError(f"A compression method named {name!r} exists already.")
-        _methods[name] = Method(keep, inputs, takes_threshold, any_dtype, options, merge, before)
+        _methods[name] = Method(keep, inputs, takes_threshold, any_dtype, takes_tokens, options, merge, before)
         return keep
 
     return add

@@ -34,16 +34,19 @@ TOLERANCE = 0.01
 EXPECTED_CHANGE = 1.5
 """How many times the last gap the temporal threshold is expected to change by, where it is not known better."""
 
+FIRST_CHANGE = 0.1
+"""How far from the first spatial threshold the temporal one is expected."""
+
 MAX_CUTS = 5
 """How many outcomes of the spatial step the search looks at; each costs one forest, and the best one a second one if
 it is not the last."""
 
 
-@register("scissor", takes_threshold=True, any_dtype=True)
-def scissor(features: Tensor, config: CompressionConfig, budget: int | None) -> Kept:
+@register("scissor", takes_threshold=True, any_dtype=True, takes_tokens=True)
+def scissor(features: Tensor, config: CompressionConfig, budget: int | None, tokens: Stored | None = None) -> Kept:
     """Semantic Connected Components within frames and over all frames, by threshold or to an exact count."""
     frames = features.shape[0]
-    tokens = Stored(features.flatten(0, 1))
+    tokens = tokens or Stored(features.flatten(0, 1))
     steps = Steps(path_for(tokens), config)
     if budget is None:
         assert config.similarity_threshold is not None
@@ -192,7 +195,7 @@ def _cut_to(steps: Steps, tokens: Vectors, frames: int, budget: int) -> Kept:
 def _expected(attempts: list[tuple[float, float]], spatial: Window) -> Window:
     """Where the temporal threshold should be for these spatial ones: between those of lower and higher ones."""
     if not attempts:
-        return ANYWHERE
+        return spatial[0] - FIRST_CHANGE, spatial[1] + FIRST_CHANGE
     change = EXPECTED_CHANGE * abs(attempts[-1][1])
     above = [tau + gap for tau, gap in attempts if tau >= spatial[0]]
     below = [tau + gap for tau, gap in attempts if tau <= spatial[1]]

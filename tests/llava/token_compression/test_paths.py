@@ -9,6 +9,7 @@ import torch
 
 from llava.token_compression import (
     CompressionConfig,
+    coarse,
     compress,
     cosine,
     dense,
@@ -19,6 +20,7 @@ from llava.token_compression import (
     pruned,
     scissor,
 )
+from llava.token_compression.coarse import CoarseGraph
 from llava.token_compression.components import normalised, on_grid, threshold_components
 from llava.token_compression.cosine import Halved, Stored
 from llava.token_compression.dense import DenseGraphs
@@ -34,6 +36,7 @@ WAYS = {
         **{(pruned, "ROWS"): 16, (pruned, "PRUNED_SIZE"): 2},
     },
     "unpruned": {(paths, "DENSE_SIZE"): 2, (pruned, "ROWS"): 8, (pruned, "PENDING_EDGES"): 100},
+    "rounded off": {(coarse, "has_matrix_unit"): lambda: True, (paths, "DENSE_SIZE"): 2, (coarse, "PENDING"): 9},
     "means on demand": {(means, "STORED_ENTRIES"): 0, (paths, "DENSE_SIZE"): 2, (pruned, "PRUNED_SIZE"): 2},
 }
 KINDS = ("clustered", "noise", "duplicates", "constant", "zeros")
@@ -64,6 +67,7 @@ def video(frames: int, tokens: int, dim: int, kind: str, seed: int = 0) -> torch
 @contextlib.contextmanager
 def going(path: paths.Path, way: str = "as large as it is"):
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(coarse, "has_matrix_unit", lambda: False)
         for (module, name), value in WAYS[way].items():
             patch.setattr(module, name, value)
         for module in (scissor, merge):
@@ -128,6 +132,17 @@ def test_too_many_equal_edges_to_look_up_one_by_one(monkeypatch):
         check(video(4, 40, 96, kind), CompressionConfig(retention_ratio=0.2))
 
 
+@pytest.mark.parametrize("dim", [2, 24, 897])
+def test_rounding_off_moves_cosines_by_no_more_than_is_said(dim):
+    """Every entry of the first two is moved as far as possible, the same way or the other."""
+    worst = torch.tensor([1 + 0.99 * 2.0**-8, 1 + 1.01 * 2.0**-8]).unsqueeze(1).expand(2, dim)
+    random = torch.randn(60, dim, generator=torch.Generator().manual_seed(0)) ** 3
+    tokens = Stored(torch.cat([worst, 3 * worst, random]))
+    rounded = coarse.Coarse(tokens).scaled(slice(None))
+    off = (cosine.products(rounded, rounded) - cosine.exact_products(tokens.values, tokens.values)).abs()
+    assert 2.0**-7.5 < off.max() <= coarse.DOUBT + tokens.doubt
+
+
 @pytest.mark.parametrize("scale", [1e-30, 1e30])
 def test_extreme_magnitudes_are_normalised_first(scale):
     features = video(3, 40, 96, "clustered")
@@ -147,7 +162,10 @@ def graphs(vectors: torch.Tensor):
         yield LargeGraph(Halved(tokens))
     with going(paths.FAST, "unpruned"):
         yield LargeGraph(tokens)
-    yield DenseGraphs(tokens, 1)
+    for way in ("as large as it is", "rounded off"):
+        with going(paths.FAST, way):
+            yield DenseGraphs(tokens, 1)
+    yield CoarseGraph(tokens)
     yield PlainGraphs(tokens, 1)
 
 
