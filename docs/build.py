@@ -21,7 +21,6 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = {
     "README.md": "index",
     "llava/assets/tiny/README.md": "tiny",
-    "llava/assets/tiny-wide/README.md": "tiny-wide",
     "docs/methods.md": "methods",
     "docs/results.md": "results",
     "docs/performance.md": "performance",

@@ -29,7 +29,7 @@ FLAGS = {
     "threshold": ("compression.similarity_threshold", "T", "join tokens whose cosine similarity is above this"),
     "method": ("compression.method", "M", "compression method, see `llava-scissor methods` (default: scissor)"),
     "preset": ("compression.preset", "P", "settings that work best together: recommended"),
-    "model": ("model.path", "PATH", "checkpoint folder, hub name, or a bundled model: tiny (the default), tiny-wide"),
+    "model": ("model.path", "PATH", 'checkpoint folder or hub name (default: "tiny", the bundled model)'),
     "device": ("model.device", "D", "auto, cpu, cuda, cuda:1 (default: auto)"),
     "dtype": ("model.dtype", "T", "auto, float32, bfloat16 or float16 (default: auto)"),
     "num_frames": ("video.num_frames", "N", "frames to look at (default: what the checkpoint was trained with)"),
@@ -114,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Say whether a checkpoint would load, with every reason why not, what is in it, and how much "
         "memory it needs. Only the headers of the weights are read, also on the hub. Exit status 2: it would not load.",
     )
-    check.add_argument("checkpoint", metavar="CHECKPOINT", help="folder, hub name, or a bundled model: tiny, tiny-wide")
+    check.add_argument("checkpoint", metavar="CHECKPOINT", help='folder or hub name ("tiny": the bundled model)')
     check.add_argument("--num-frames", metavar="N", help="count tokens of a video of N frames [video.num_frames]")
     check.add_argument("--json", action="store_true", help="print the facts as JSON")
     check.add_argument("--verbose", action="store_true", help="show log messages, library warnings and tracebacks")

@@ -33,7 +33,7 @@ class ModelConfig:
     """What `load_pretrained_model` is asked for.
 
     Attributes:
-        path: a folder in the original LLaVA layout, a hub name, or a bundled model: "tiny" or "tiny-wide".
+        path: a folder in the original LLaVA layout, a hub name, or "tiny" for the bundled model.
         name: the model name that picks the class; derived from `path` when None.
         device: "auto" (the first CUDA device if there is one, else the CPU), "cpu", "cuda", "cuda:1" ...; "balanced"
             spreads one model over all CUDA devices.

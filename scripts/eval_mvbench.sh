@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Evaluate an experiment on all 20 tasks of MVBench: eval_mvbench.sh [CONFIG] [section.key=value ...]
-# Without a config: the bundled model tiny-wide on the offline stand-in, at five retention ratios, on any machine.
+# Without a config: the bundled tiny model on the offline stand-in, at five retention ratios, on any machine.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
-evaluate mvbench configs/tiny_wide.yaml "$@"
+evaluate mvbench configs/tiny_videomme.yaml "$@"

@@ -1,9 +1,9 @@
-"""Files that come with the package: the tiny trained models and a demo video."""
+"""Files that come with the package: the tiny trained model and a demo video."""
 
 from importlib.resources import files
 from pathlib import Path
 
-BUNDLED = ("tiny", "tiny-wide")
+BUNDLED = ("tiny",)
 """Names of the checkpoints that come with the package."""
 
 

@@ -8,13 +8,12 @@ from safetensors import safe_open
 from eval.export_tiny import export
 from eval.measure_tiny import measure, table, wording_table
 from eval.tiny_tokenizer import build_tokenizer
-from eval.tiny_wordings import WORDINGS
 from eval.world import Split
 from llava.assets import BUNDLED, tiny_model_path
 from llava.errors import UserError
 from llava.model.builder import load_pretrained_model
 
-TAUGHT = {"tiny": ["videomme"], "tiny-wide": list(WORDINGS)}
+TAUGHT = {"tiny": ["videomme"]}
 """The wordings of questions that each model was trained on."""
 
 
@@ -65,7 +64,7 @@ def test_checkpoints_are_small_and_in_the_original_layout(name):
     assert "model.vision_tower.vision_tower.vision_model.embeddings.patch_embedding.weight" in names
     tokenizer, model, _, length = load_pretrained_model(str(folder), None, "llava_qwen", device_map="cpu")
     shape = (model.config.mm_num_frames, model.get_vision_tower().num_patches_per_side, length)
-    assert shape == {"tiny": (8, 10, 2048), "tiny-wide": (16, 12, 2048)}[name]
+    assert shape == {"tiny": (8, 10, 2048)}[name]
     if name != "tiny":  # whose recipe is an older one
         assert tokenizer.get_vocab() == build_tokenizer().get_vocab()
 
