@@ -7,14 +7,14 @@ lmms-eval finds it through the entry-point group `lmms_eval.models`; `eval.run` 
 an `AnswerLog` as they finish, and one that is there already is not computed again.
 """
 
+import contextlib
 import dataclasses
-import functools
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from accelerate import Accelerator
@@ -28,8 +28,10 @@ from tqdm import tqdm
 from llava.answer_log import AnswerLog, question_key, settings_fingerprint
 from llava.config import BUDGETS, ModelConfig
 from llava.errors import ConfigError, UserError
+from llava.images import is_image_file
 from llava.instrument import record
 from llava.pipeline import VideoQA, Visual
+from llava.read_ahead import ReadAhead
 from llava.token_compression import CompressionConfig, compression
 from llava.video import VideoConfig
 from llava.yaml_schema import build, did_you_mean
@@ -73,7 +75,10 @@ class LlavaScissor(lmms):
             model = dataclasses.replace(model, device=f"cuda:{self.accelerator.local_process_index}")
         self.qa = VideoQA.from_config(model, video)
         # Benchmarks ask several questions in a row about a video; it is decoded, and its decoding timed, once.
-        self.qa.load_video = functools.lru_cache(maxsize=1)(self.qa.load_video)
+        self.videos = ReadAhead(self.qa.load_video)
+        self.qa.load_video = self.videos
+        self.reads_ahead = self.device.type == "cuda"  # else the model needs the processor itself
+        self.on_video = False  # the last request was
         self.start(compression)
 
     @classmethod
@@ -163,6 +168,15 @@ class LlavaScissor(lmms):
         loss, greedy = self._once("loglikelihood", question, continuation, visuals, (task, doc_id), score)
         return loss, greedy
 
+    def _expect(self, following: Instance | None) -> None:
+        """Have the first video of the request `following` the next one read while that one is answered."""
+        path = None
+        if following is not None:
+            _, _, doc_to_visual, doc_id, task, split = following.args
+            with contextlib.suppress(UserError):  # which is raised when its turn comes
+                path = next(filter(_is_video, self._visuals(doc_to_visual, task, split, doc_id)), None)
+        self.videos.expect(path, self.qa.reading())
+
     def _visuals(self, doc_to_visual: Callable[[Any], Any], task: str, split: str, doc_id: int) -> list[Visual]:
         """Videos and images of a document; none for a question on text alone.
 
@@ -181,6 +195,7 @@ class LlavaScissor(lmms):
                 raise UserError(
                     f"{task} gives {type(visual).__name__} objects, but llava_scissor takes files and PIL images."
                 )
+        self.on_video = any(map(_is_video, visuals))
         return list(visuals)
 
     def _once(
@@ -220,10 +235,16 @@ class LlavaScissor(lmms):
         total = sum(not request.metadata.get("__padding_only__") for request in requests)
         with tqdm(total=total, disable=self.rank != 0, desc="Answering") as bar:
             for done, request in enumerate(requests, start=1):
+                if self.reads_ahead and self.on_video:
+                    self._expect(requests[done] if done < len(requests) else None)
                 yield request
                 bar.update()
                 if self.on_progress:
                     self.on_progress(min(done, total), total)
+
+
+def _is_video(visual: Visual) -> TypeGuard[str]:
+    return isinstance(visual, str) and not is_image_file(visual)
 
 
 def _fingerprint(image: Image.Image) -> str:

@@ -293,7 +293,7 @@ class VideoQA:
             VideoError: it cannot be read. CheckpointError: the model has no vision tower.
         """
         self._check_sees()
-        video = self.load_video(path, self._with_frame_count(config or self.video))
+        video = self.load_video(path, self.reading(config))
         with stage("preprocess"):
             return video, self.image_processor.preprocess(video.frames, return_tensors="pt")["pixel_values"]
 
@@ -315,7 +315,9 @@ class VideoQA:
             )
         return VisualItem(pixels, "image", image.size)
 
-    def _with_frame_count(self, config: VideoConfig) -> VideoConfig:
+    def reading(self, config: VideoConfig | None = None) -> VideoConfig:
+        """How a video is read: `config`, else `self.video`, with the checkpoint's number of frames if it names none."""
+        config = config or self.video
         if config.num_frames is not None:
             return config
         return dataclasses.replace(config, num_frames=default_frames(self.model.config))

@@ -1,4 +1,5 @@
 from pathlib import Path
+from threading import current_thread
 
 import numpy as np
 import pytest
@@ -13,8 +14,9 @@ from llava.answer_log import AnswerLog
 from llava.config import ModelConfig
 from llava.errors import CheckpointError, ConfigError, UserError
 from llava.lmms_eval_model import LlavaScissor
+from llava.read_ahead import ReadAhead
 from llava.token_compression import CompressionConfig, compression
-from llava.video import VideoConfig
+from llava.video import VideoConfig, load_video
 
 CHECKPOINT = Path(__file__).parents[3] / "shared" / "golden" / "ckpt_a"
 
@@ -57,7 +59,7 @@ def test_lmms_eval_finds_the_model():
 
 
 def test_every_sample_logs_its_tokens_and_times(lm, videos, tmp_path):
-    lm.qa.load_video.cache_clear()
+    forget_videos(lm)
     log = AnswerLog(tmp_path, "s" * 12)
     progress = []
     lm.start(TENTH, log, lambda done, total: progress.append((done, total)))
@@ -105,12 +107,51 @@ def test_a_logged_answer_is_reused_under_the_same_settings_only(lm, videos, tmp_
         generate(lm, videos[:1])
 
 
+def forget_videos(lm):
+    """Read anew; gives the list of the videos that are read, and whether ahead."""
+    read = []
+
+    def reader(path, config):
+        read.append((str(path), current_thread().name.startswith("read-ahead")))
+        return load_video(path, config)
+
+    lm.qa.load_video = lm.videos = ReadAhead(reader)
+    return read
+
+
 def test_a_video_is_decoded_once_for_questions_in_a_row(lm, videos):
     lm.start(TENTH)
-    lm.qa.load_video.cache_clear()
+    read = forget_videos(lm)
     for video in (0, 0, 0, 1, 1):
         generate(lm, [videos[video]])
-    assert lm.qa.load_video.cache_info().misses == 2
+    assert read == [(videos[0], False), (videos[1], False)]
+
+
+def test_reading_ahead_changes_no_answer_and_reads_nothing_twice(lm, videos, monkeypatch):
+    lm.start(TENTH)
+    documents = {number: {"visuals": [str(videos[video])]} for number, video in enumerate((0, 0, 1, 1, 0))}
+    options = {"max_new_tokens": 4, "do_sample": False}
+
+    def answers():
+        lm.task_dict = {"task": {"test": documents}}
+        metadata = {"task": "task", "repeats": 1}
+        return lm.generate_until(
+            [
+                Instance(
+                    "generate_until",
+                    ("What?", options, lambda document: document["visuals"], number, "task", "test"),
+                    0,
+                    metadata=metadata | {"doc_id": number},
+                )
+                for number in documents
+            ]
+        )
+
+    expected = answers()
+    read = forget_videos(lm)
+    monkeypatch.setattr(lm, "reads_ahead", True)
+    assert answers() == expected
+    assert read == [(videos[0], False), (videos[1], True), (videos[0], True)]
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])
