@@ -1,6 +1,6 @@
 """The pictures of docs/results.md, from a finished run of the suite.
 
-    python -m docs.pictures [configs/suite/core.yaml] [key=value ...]
+    python -m docs.pictures [configs/suite/methods.yaml] [key=value ...]
 
 Writes docs/images/curves.svg: accuracy against retention of the methods in `CURVES`, a panel for each model, with 95 %
 intervals; and success.png and failure.png: one question each about the last model, at a tenth of the tokens, the
@@ -40,7 +40,7 @@ PIXELS = 150
 
 
 def main(arguments: Sequence[str]) -> None:
-    suite = load_suite(arguments[0] if arguments else "configs/suite/core.yaml", arguments[1:])
+    suite = load_suite(arguments[0] if arguments else "configs/suite/methods.yaml", arguments[1:])
     FOLDER.mkdir(exist_ok=True)
     folders = [Path(suite.output_dir) / suite.name / Path(model).name for model in suite.models]
     outcomes = [read(suite, folder) for folder in folders]

@@ -65,10 +65,10 @@ class Method:
     """
 
     keep: Callable[..., Any]
-    inputs: tuple[str, ...]
-    takes_threshold: bool
-    any_dtype: bool
-    takes_tokens: bool
+    inputs: tuple[str, ...] = ()
+    takes_threshold: bool = False
+    any_dtype: bool = False
+    takes_tokens: bool = False
     options: type | None = None
     merge: bool = True
     before: str | None = None

@@ -43,7 +43,7 @@ def seen(monkeypatch):
         videos.append(video)
         return Survivors(torch.arange(count))
 
-    monkeypatch.setitem(_methods, "spy", Method(spy, (), False, False, SpyOptions, False, "prunevid"))
+    monkeypatch.setitem(_methods, "spy", Method(spy, (), options=SpyOptions, merge=False, before="prunevid"))
     return videos
 
 
