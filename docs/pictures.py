@@ -45,19 +45,21 @@ def main(arguments: Sequence[str]) -> None:
     folders = [Path(suite.output_dir) / suite.name / Path(model).name for model in suite.models]
     outcomes = [read(suite, folder) for folder in folders]
     draw_curves([folder.name for folder in folders], outcomes)
-    for name, number in (("success", success(outcomes[-1])), ("failure", failure(outcomes[-1]))):
+    good = success(outcomes[-1])
+    for name, number in (("success", good), ("failure", failure(outcomes[-1], good))):
         draw_question(suite, folders[-1], outcomes[-1].questions.asked[number]).save(FOLDER / f"{name}.png")
         tell(name, outcomes[-1], number)
 
 
 def read(suite: Suite, folder: Path) -> Outcome:
-    """What a run has left in its folder."""
+    """What a run has left in its folder of the methods in `CURVES`."""
     (questions,) = folder.glob("questions-*.jsonl")
     rows = [json.loads(line) for line in questions.read_text().splitlines()]
     asked = [Asked(**row | {"options": tuple(row["options"])}) for row in rows]
     cells = {}
     for config in suite.settings():
-        cells[key_of(config)] = json.loads((folder / f"{setting_name(config)}.json").read_text())
+        if key_of(config)[0] in (*CURVES, "uncompressed"):
+            cells[key_of(config)] = json.loads((folder / f"{setting_name(config)}.json").read_text())
     return Outcome(suite, asked, cells)
 
 
@@ -98,15 +100,16 @@ def success(outcome: Outcome) -> int:
     )
 
 
-def failure(outcome: Outcome) -> int:
-    """Number of the question."""
+def failure(outcome: Outcome, other: int) -> int:
+    """Number of the question, about another video than question `other`."""
     whole, own = outcome.right["uncompressed", 1.0], outcome.right[PRESET, RATIO]
     lost: dict[str, list[int]] = {}
     for number, one in enumerate(outcome.questions.asked):
         lost.setdefault(one.kind, []).append(whole[number] - own[number])
     worst = max(lost, key=lambda kind: float(np.mean(lost[kind])))
     asked = outcome.questions.asked
-    return next(n for n, one in enumerate(asked) if one.kind == worst and whole[n] and not own[n])
+    elsewhere = [n for n, one in enumerate(asked) if one.kind == worst and one.video != asked[other].video]
+    return next(n for n in elsewhere if whole[n] and not own[n])
 
 
 def draw_question(suite: Suite, folder: Path, asked: Asked) -> Image.Image:
