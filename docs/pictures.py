@@ -64,7 +64,7 @@ def read(suite: Suite, folder: Path) -> Outcome:
 
 
 def draw_curves(names: Sequence[str], outcomes: Sequence[Outcome]) -> None:
-    figure = Figure(figsize=(5 * len(outcomes), 4.2), layout="tight")
+    figure = Figure(figsize=(5 * len(outcomes) + 1, 4.2), layout="tight")
     panels = figure.subplots(1, len(outcomes), sharey=True, squeeze=False)[0]
     for axes, name, outcome in zip(panels, names, outcomes, strict=True):
         ratios = sorted(outcome.suite.retention_ratios)
@@ -85,7 +85,7 @@ def draw_curves(names: Sequence[str], outcomes: Sequence[Outcome]) -> None:
         axes.set_xlabel("tokens kept, %")
         axes.set_title(name, fontsize="medium")
     panels[0].set_ylabel("right, %")
-    panels[-1].legend(fontsize="x-small", loc="lower right")
+    panels[-1].legend(fontsize="x-small", loc="upper left")
     figure.savefig(FOLDER / "curves.svg", metadata={"Date": None})
 
 
