@@ -25,7 +25,7 @@ STAGES = {
     "memory": StageConfig(steps=450, videos=24, muon=0.02, adam=3e-3, decay=0.1),
     "words": StageConfig(steps=450, videos=16, muon=0.015, adam=2e-3, decay=0.05),
     "lm": StageConfig(steps=1400, videos=16, muon=0.015, adam=2e-3, decay=0.3),
-    "align": StageConfig(steps=800, videos=6, muon=0.0, adam=3e-3, decay=1.0),
+    "align": StageConfig(steps=800, videos=6, muon=0.02, adam=3e-3, decay=1.0),
     "joint": StageConfig(steps=320, videos=16, muon=0.01, adam=1e-3, decay=0.6),
 }
 EASY_STEPS = 150
@@ -49,8 +49,10 @@ QUESTIONS_PER_VIDEO = 12
 def make_optimizers(
     named: list[tuple[str, nn.Parameter]], config: StageConfig
 ) -> list[tuple[torch.optim.Optimizer, float]]:
-    """Muon for the hidden matrices of the transformer blocks, AdamW for everything else; with their peak rates."""
-    hidden = [p for name, p in named if ".layers." in name and p.ndim == 2 and config.muon]
+    """Muon for the matrices of the transformer blocks and the projector, AdamW for everything else; with their peak
+    rates. (AdamW alone leaves the projector with three times the error after as many steps.)"""
+    inner = (".layers.", ".mm_projector.")
+    hidden = [p for name, p in named if any(part in name for part in inner) and p.ndim == 2 and config.muon]
     ids = {id(p) for p in hidden}
     others = [p for _, p in named if id(p) not in ids]
     optimizers: list[tuple[torch.optim.Optimizer, float]] = [
