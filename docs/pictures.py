@@ -53,7 +53,7 @@ def main(arguments: Sequence[str]) -> None:
 
 def read(suite: Suite, folder: Path) -> Outcome:
     """What a run has left in its folder of the methods in `CURVES`."""
-    (questions,) = folder.glob("questions-*.jsonl")
+    questions = newest(folder, "questions-*.jsonl")
     rows = [json.loads(line) for line in questions.read_text().splitlines()]
     asked = [Asked(**row | {"options": tuple(row["options"])}) for row in rows]
     cells = {}
@@ -61,6 +61,11 @@ def read(suite: Suite, folder: Path) -> Outcome:
         if key_of(config)[0] in (*CURVES, "uncompressed"):
             cells[key_of(config)] = json.loads((folder / f"{setting_name(config)}.json").read_text())
     return Outcome(suite, asked, cells)
+
+
+def newest(folder: Path, pattern: str) -> Path:
+    """Other runs, of other videos or code, may have left theirs."""
+    return max(folder.glob(pattern), key=lambda path: path.stat().st_mtime)
 
 
 def draw_curves(names: Sequence[str], outcomes: Sequence[Outcome]) -> None:
@@ -114,8 +119,7 @@ def failure(outcome: Outcome, other: int) -> int:
 
 def draw_question(suite: Suite, folder: Path, asked: Asked) -> Image.Image:
     """Frames with the components of `scissor` above those of the preset."""
-    (path,) = folder.glob("features-*.safetensors")
-    with safe_open(path, framework="pt") as file:
+    with safe_open(newest(folder, "features-*.safetensors"), framework="pt") as file:
         features = file.get_slice("features")[asked.video]
     videos = make_videos(Split[suite.split], asked.video + 1, suite.seed)
     video = next(itertools.islice(videos, asked.video, None))
