@@ -33,9 +33,8 @@ EASY_STEPS = 150
 HARD = 0.95
 """That final value: the share of questions whose wrong options come from what the video shows."""
 WEIGHTS = {
-    **dict.fromkeys(("motion", "order", "vanish"), 3.0),
+    **dict.fromkeys(("motion", "order", "vanish", "change"), 3.0),
     **dict.fromkeys(("place", "color", "shape", "small"), 2.0),
-    "change": 1.5,
     "exist": 0.5,
 }
 """How much rather than other kinds (1) a kind is asked."""
