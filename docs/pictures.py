@@ -5,8 +5,8 @@
 Writes docs/images/curves.svg: accuracy against retention of the methods in `CURVES`, a panel for each model, with 95 %
 intervals; and success.png and failure.png: one question each about the last model, at a tenth of the tokens, the
 components of `scissor` above those of the recommended preset (as `llava-scissor show` draws them). Success: the first
-question that the preset alone answers rightly. Failure: of the kind of question that costs it most, the first that it
-answers wrongly and the uncompressed model rightly. Prints what is asked and answered.
+question that the preset alone answers rightly. Failure: of the kind of question that costs it most, the first, about
+another video, that it answers wrongly and the uncompressed model rightly. Prints what is asked and answered.
 """
 
 import itertools
@@ -96,11 +96,10 @@ def draw_curves(names: Sequence[str], outcomes: Sequence[Outcome]) -> None:
 
 def success(outcome: Outcome) -> int:
     """Number of the question."""
-    right = {method: outcome.right[key] for (method, ratio) in outcome.right if (key := (method, ratio))[1] == RATIO}
-    others = [right[method] for method in CURVES if method != PRESET]
+    others = [outcome.right[method, RATIO] for method in CURVES if method != PRESET]
     return next(
         number
-        for number, own in enumerate(right[PRESET])
+        for number, own in enumerate(outcome.right[PRESET, RATIO])
         if own and outcome.right["uncompressed", 1.0][number] and not any(other[number] for other in others)
     )
 

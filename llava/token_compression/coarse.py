@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from llava.token_compression.components import Window, join, on_grid
+from llava.token_compression.components import Window, join
 from llava.token_compression.cosine import CHUNK_ENTRIES, Stored, Vectors, close_cosines, pairs_exceeding
 from llava.token_compression.forest import Edges, Forest, boruvka, exits_among
 from llava.token_compression.pruned import LOOKUPS, LargeGraph
@@ -77,30 +77,19 @@ class CoarseGraph(LargeGraph):
     def _prepare(self) -> None:
         """No sketches: they would take longer than the products that they save."""
 
-    def components(self, threshold: float, sampled: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Labels and degrees, as `threshold_components` in components.py says."""
-        threshold = on_grid(threshold)
+    def degrees(self, threshold: float, within: Tensor | None) -> Tensor:
+        """Degrees as `Graphs` in paths.py says: all pairs are multiplied anyway."""
+        return super().degrees(threshold, within if threshold <= self._doubt else None)
+
+    def _edges(self, threshold: float) -> Iterator[tuple[Tensor, Tensor]]:
         if threshold <= self._doubt:
-            return super().components(threshold, sampled)
-        labels = torch.arange(self.tokens.count)
-        degrees = torch.ones_like(labels)
+            yield from super()._edges(threshold)
+            return
         for u, v, cosines in self._pairs_above(threshold - self._doubt):
             above = cosines > threshold + self._doubt
             unsure = above.logical_not().nonzero().view(-1)
             above[unsure] = pairs_exceeding(self.tokens, u[unsure], self.tokens, v[unsure], threshold)
-            u, v = u[above], v[above]
-            degrees += torch.bincount(torch.cat([u, v]), minlength=len(labels))
-            if sampled is not None:
-                kept = sampled[u] | sampled[v]
-                u, v = u[kept], v[kept]
-            labels = join(labels, u, v)
-        return labels, degrees
-
-    def degrees(self, threshold: float, within: Tensor | None) -> Tensor:
-        """Degrees as `Graphs` in paths.py says."""
-        if threshold <= self._doubt:
-            return super().degrees(threshold, within)
-        return self.components(threshold, None)[1]
+            yield u[above], v[above]
 
     def _forest(self, needed: int, sampled: Tensor | None, exact: bool, window: Window) -> Forest:
         if exact or window[0] <= self._doubt:

@@ -131,8 +131,7 @@ class LargeGraph:
         threshold = on_grid(threshold)
         labels = torch.arange(self.tokens.count, device=self.tokens.device)
         degrees = torch.ones_like(labels)
-        reach = functools.partial(self._reach, lowest=lambda: threshold)
-        for u, v in self._edges_above(threshold, self._order, reach):
+        for u, v in self._edges(threshold):
             degrees += torch.bincount(torch.cat([u, v]), minlength=len(labels))
             if sampled is not None:
                 kept = sampled[u] | sampled[v]
@@ -143,13 +142,13 @@ class LargeGraph:
     def degrees(self, threshold: float, within: Tensor | None) -> Tensor:
         """Degrees as `Graphs` in paths.py says."""
         degrees = torch.ones(self.tokens.count, dtype=torch.int64, device=self.tokens.device)
-        if within is None:
-            edges = self._edges_above(threshold, self._order, functools.partial(self._reach, lowest=lambda: threshold))
-        else:
-            edges = self._edges_within(threshold, within)
-        for u, v in edges:
+        for u, v in self._edges(threshold) if within is None else self._edges_within(threshold, within):
             degrees += torch.bincount(torch.cat([u, v]), minlength=len(degrees))
         return degrees
+
+    def _edges(self, threshold: float) -> Iterator[tuple[Tensor, Tensor]]:
+        """Ends of all edges above a threshold, many at a time."""
+        return self._edges_above(threshold, self._order, functools.partial(self._reach, lowest=lambda: threshold))
 
     def _edges_within(self, threshold: float, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Ends of the edges above a threshold between vectors of equal label, of which there are at least three."""

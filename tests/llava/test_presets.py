@@ -5,7 +5,6 @@ import torch
 
 from llava.config import build_experiment
 from llava.errors import ConfigError
-from llava.lmms_eval_model import _split
 from llava.token_compression import CompressionConfig, compress
 from llava.token_compression.presets import PRESETS
 
@@ -31,14 +30,20 @@ def test_other_keys_override_those_of_the_preset():
     assert config == CompressionConfig(method="uniform", position_ids="source", retention_ratio=0.2)
 
 
-def test_a_file_the_command_line_and_lmms_evals_arguments_know_presets():
+def test_a_file_and_the_command_line_know_presets():
     expected = CompressionConfig.from_dict(SHORT)
     assert build_experiment({"name": "x", "compression": SHORT}, [], "x").compressions == (expected,)
     overrides = [f"compression.{key}={value}" for key, value in reversed(SHORT.items())]
     assert build_experiment({"name": "x"}, overrides, "x").compressions == (expected,)
     sweep = {"name": "x", "compression": {"preset": "recommended"}, "evaluation": {"retention_ratios": [0.2, 0.1]}}
     assert build_experiment(sweep, [], "x").compressions[0] == expected
-    assert _split(dict(SHORT))[2] == expected
+
+
+def test_lmms_evals_arguments_know_presets():
+    pytest.importorskip("lmms_eval", reason="needs the extra `eval`")
+    from llava.lmms_eval_model import _split
+
+    assert _split(dict(SHORT))[2] == CompressionConfig.from_dict(SHORT)
 
 
 @pytest.mark.parametrize("value", ["recomended", 3, ["recommended"]])
